@@ -1,0 +1,307 @@
+/* The handle's life after the start: waiting, copying output, signalling. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "spawnhelper.h"
+#include "state.h"
+#include "sys.h"
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+static void lock(struct sh_process *process) { sh_lock((_Atomic uint32_t *)&process->lock); }
+static void unlock(struct sh_process *process) { sh_unlock((_Atomic uint32_t *)&process->lock); }
+
+/* A pidfd on 0, 1 or 2, closed in this program, would be the next command's. */
+static int off_standard(int fd) {
+    if (fd > STDERR_FILENO)
+        return fd;
+    long moved = SYS(fcntl, fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    if (moved < 0)
+        return fd;
+    SYS(close, fd);
+    return (int)moved;
+}
+
+void sh_adopt(struct sh_process *process, int pid, int pidfd) {
+    process->owner = (int)SYS(getpid);
+    process->forks = sh_state.forks;
+    process->pid = pid;
+    process->pidfd = pidfd < 0 ? -1 : off_standard(pidfd);
+    process->state = SH_RUNNING;
+}
+
+/* After a fork the copy of a handle speaks of a stranger's child. The pid alone
+ * would not do: a fork into a new pid namespace can repeat it. */
+int sh_mine(const struct sh_process *process) {
+    return process->owner == (int)SYS(getpid) && process->forks == sh_state.forks;
+}
+
+static long reap(int pid, int pidfd, int flags, siginfo_t *info, struct rusage *usage) {
+    int type = pidfd >= 0 ? P_PIDFD : P_PID;
+    memset(info, 0, sizeof *info);
+    long error;
+    do
+        error = SYS(waitid, type, pidfd >= 0 ? pidfd : pid, info, WEXITED | __WALL | flags, usage);
+    while (error == -EINTR);
+    return error;
+}
+
+static int to_status(const siginfo_t *info) {
+    if (info->si_code == CLD_EXITED)
+        return (info->si_status & 0xff) << 8;
+    return info->si_status | (info->si_code == CLD_DUMPED ? 0x80 : 0);
+}
+
+int sh_reap_failed(int pid, int pidfd) {
+    siginfo_t info;
+    long error = reap(pid, pidfd, 0, &info, NULL);
+    if (pidfd >= 0)
+        SYS(close, pidfd);
+    return error < 0 ? 0 : to_status(&info);
+}
+
+static int64_t to_usec(const struct timeval *time) {
+    return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
+}
+
+/* Under the lock. Takes the status if the process has ended; leaves it alone if not. */
+static void try_reap(struct sh_process *process) {
+    if (process->state != SH_RUNNING)
+        return;
+    siginfo_t info;
+    struct rusage usage;
+    long error = reap(process->pid, process->pidfd, WNOHANG, &info, &usage);
+    if (error == -ECHILD) {
+        /* Someone's waitpid(-1) was faster, or SIGCHLD is ignored. Until it
+         * has ended the kernel still knows it as our child. */
+        process->state = SH_LOST;
+    } else if (error == 0 && info.si_pid != 0) {
+        process->status = to_status(&info);
+        process->user_usec = to_usec(&usage.ru_utime);
+        process->system_usec = to_usec(&usage.ru_stime);
+        process->maxrss_kib = usage.ru_maxrss;
+        process->state = SH_ENDED;
+    }
+}
+
+/* Under the lock. The last of the threads that poll the pidfd closes it. */
+static void close_pidfd(struct sh_process *process) {
+    if (process->state == SH_RUNNING || process->users > 0 || process->pidfd < 0)
+        return;
+    SYS(close, process->pidfd);
+    process->pidfd = -1;
+}
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static int64_t deadline_after(int64_t nsec) {
+    if (nsec < 0)
+        return -1;
+    int64_t start = now();
+    return nsec > INT64_MAX - start ? INT64_MAX : start + nsec;
+}
+
+/* >0: ready; 0: the deadline is over; <0: errno. A deadline < 0 never comes. */
+static long poll_until(struct pollfd *fds, unsigned count, int64_t deadline) {
+    if (deadline < 0)
+        return SYS(ppoll, fds, count, NULL, NULL, 0);
+    int64_t left = deadline - now();
+    if (left < 0)
+        left = 0;
+    struct timespec wait = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+    return SYS(ppoll, fds, count, &wait, NULL, 0);
+}
+
+static int wait_until(struct sh_process *process, int64_t deadline) {
+    if (!sh_mine(process))
+        return process->state == SH_ENDED || process->state == SH_LOST ? 1 : -EPERM;
+    lock(process);
+    if (process->state != SH_RUNNING) {
+        unlock(process);
+        return 1;
+    }
+    struct pollfd fd = {.fd = process->pidfd, .events = POLLIN};
+    process->users++;
+    unlock(process);
+
+    long ready = poll_until(&fd, 1, deadline);
+
+    lock(process);
+    process->users--;
+    if (ready > 0)
+        try_reap(process);
+    int ended = process->state != SH_RUNNING;
+    close_pidfd(process);
+    unlock(process);
+    if (ended)
+        return 1;
+    return ready < 0 && ready != -EINTR ? (int)ready : 0;
+}
+
+int sh_wait(struct sh_process *process, int64_t nsec) {
+    return wait_until(process, deadline_after(nsec));
+}
+
+int sh_signal(struct sh_process *process, int number) {
+    if (!sh_mine(process))
+        return -EPERM;
+    lock(process);
+    long error = 0;
+    if (process->state == SH_RUNNING)
+        error = SYS(pidfd_send_signal, process->pidfd, number, NULL, 0);
+    unlock(process);
+    return error == -ESRCH ? 0 : (int)error; /* reaped by somebody else */
+}
+
+int sh_give(struct sh_process *process) {
+    if (!sh_mine(process))
+        return -EPERM;
+    lock(process);
+    process->state = SH_GIVEN;
+    close_pidfd(process);
+    unlock(process);
+    return process->pid;
+}
+
+void sh_drop(struct sh_process *process) {
+    if (process->state == SH_NEW || !sh_mine(process))
+        return; /* another process's table: that number may be anybody's here */
+    lock(process);
+    if (process->pidfd >= 0)
+        SYS(close, process->pidfd);
+    process->pidfd = -1;
+    if (process->report >= 0)
+        SYS(close, process->report);
+    process->report = -1;
+    unlock(process);
+}
+
+/* ---- log ---- */
+
+/* A broken terminal or pipe must come back as EPIPE, not kill the program. */
+static uint64_t block_sigpipe(void) {
+    uint64_t pipe = 1ULL << (SIGPIPE - 1), before = 0;
+    SYS(rt_sigprocmask, SIG_BLOCK, &pipe, &before, sizeof pipe);
+    return before;
+}
+
+static void restore_sigpipe(uint64_t before) {
+    uint64_t pipe = 1ULL << (SIGPIPE - 1);
+    struct timespec none = {0, 0};
+    if (!(before & pipe))
+        SYS(rt_sigtimedwait, &pipe, NULL, &none, sizeof pipe); /* ours, if any */
+    SYS(rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof before);
+}
+
+/* 1: all written, or this sink is lost; 0: time over, or a signal came. */
+static int write_sink(struct sh_log *log, int *fd, uint32_t *done, int *error, int64_t deadline) {
+    while (*fd >= 0 && *done < log->length) {
+        long written = SYS(write, *fd, log->buffer + *done, log->length - *done);
+        if (written >= 0) {
+            *done += (uint32_t)written;
+        } else if (written == -EINTR) {
+            return 0;
+        } else if (written == -EAGAIN) {
+            struct pollfd sink = {.fd = *fd, .events = POLLOUT};
+            long ready = poll_until(&sink, 1, deadline);
+            if (ready <= 0)
+                return ready == -EINTR ? 0 : (int)ready;
+        } else {
+            *error = (int)-written;
+            *fd = -1; /* not ours to close */
+        }
+    }
+    return 1;
+}
+
+/* The file first: a terminal may be slow. */
+static int flush_log(struct sh_log *log, int64_t deadline) {
+    int done = write_sink(log, &log->file, &log->file_done, &log->file_error, deadline);
+    if (done == 1)
+        done = write_sink(log, &log->out, &log->out_done, &log->out_error, deadline);
+    if (done == 1)
+        log->length = log->file_done = log->out_done = 0;
+    return done;
+}
+
+static void close_source(struct sh_log *log) {
+    SYS(close, log->source);
+    log->source = -1;
+}
+
+/* Once the command has ended only what is in the pipe counts: a daemon that
+ * kept the other end must not delay the caller. */
+static void note_end(struct sh_log *log) {
+    int waiting = 0;
+    if (SYS(ioctl, log->source, FIONREAD, &waiting) < 0)
+        waiting = 0;
+    log->left = waiting;
+}
+
+static int await_output(struct sh_process *process, struct sh_log *log, int64_t deadline) {
+    struct pollfd fds[2] = {{.fd = log->source, .events = POLLIN},
+                            {.fd = process->pidfd, .events = POLLIN}};
+    long ready = poll_until(fds, 2, deadline);
+    if (ready <= 0)
+        return ready == -EINTR ? 0 : (int)ready;
+    if (fds[1].revents)
+        note_end(log);
+    return 1;
+}
+
+static void read_output(struct sh_log *log) {
+    uint32_t wanted = log->size;
+    if (log->left >= 0 && (uint32_t)log->left < wanted)
+        wanted = (uint32_t)log->left;
+    long length = wanted == 0 ? 0 : SYS(read, log->source, log->buffer, wanted);
+    if (length == -EINTR || (length == -EAGAIN && log->left < 0))
+        return;
+    if (length <= 0) {
+        close_source(log);
+        return;
+    }
+    log->length = (uint32_t)length;
+    if (log->left >= 0)
+        log->left -= (int32_t)length;
+}
+
+static int copy_output(struct sh_process *process, struct sh_log *log, int64_t deadline) {
+    for (;;) {
+        int done = flush_log(log, deadline);
+        if (done != 1)
+            return done;
+        if (log->source < 0)
+            return 1;
+        if (log->left < 0) {
+            done = await_output(process, log, deadline);
+            if (done != 1)
+                return done;
+        }
+        read_output(log);
+    }
+}
+
+int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log) {
+    if (!sh_mine(process))
+        return -EPERM;
+    int64_t deadline = deadline_after(nsec);
+    uint64_t before = block_sigpipe();
+    int done = copy_output(process, log, deadline);
+    restore_sigpipe(before);
+    return done == 1 ? wait_until(process, deadline) : done;
+}

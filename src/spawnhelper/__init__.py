@@ -1,0 +1,33 @@
+"""Start processes through a small async-signal-safe C core.
+
+``spawn()`` starts a process exactly as asked, from any thread of any program,
+at a cost that does not depend on the size of the caller.
+"""
+
+import sys as _sys
+
+if not _sys.platform.startswith("linux"):
+    raise ImportError(
+        f"spawnhelper needs Linux (clone3, pidfd, namespaces); this is {_sys.platform}"
+    )
+
+from ._errors import CommandNotFound, LogWarning, SpawnError, Stage
+from ._fds import get_open_fds, sanitize_fds
+from ._lookup import find_binary
+from ._process import Process
+from ._spawn import spawn
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CommandNotFound",
+    "LogWarning",
+    "Process",
+    "SpawnError",
+    "Stage",
+    "__version__",
+    "find_binary",
+    "get_open_fds",
+    "sanitize_fds",
+    "spawn",
+]

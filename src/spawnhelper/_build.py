@@ -1,0 +1,81 @@
+"""cffi builder: what Python may call of the C core. Run by setuptools only."""
+
+from __future__ import annotations
+
+from cffi import FFI
+
+# cffi checks every struct against the C headers when the module is compiled,
+# and tests/test_contract.py compares the stages with spawnhelper.Stage.
+CDEF = """
+struct sh_fdpair { int32_t target, source; };
+
+enum sh_request_flags {
+    SH_LOOKUP, SH_CLOSE_FDS, SH_STANDARD_FDS, SH_SET_UID, SH_SET_GID, SH_SET_GROUPS, SH_SET_UMASK,
+    ...
+};
+enum sh_state { SH_NEW, SH_RUNNING, SH_ENDED, SH_LOST, SH_GIVEN, ... };
+
+struct sh_request {
+    const char *argv; const char *env; const char *file; const char *cwd;
+    const struct sh_fdpair *fds;
+    const uint32_t *groups;
+    uint32_t argc, envc, nfds, ngroups;
+    uint32_t uid, gid, umask;
+    uint32_t flags;
+};
+struct sh_result { int32_t stage, error, detail, started; };
+struct sh_process {
+    int32_t pid, pidfd, state, status, owner;
+    uint32_t forks, lock;
+    int32_t users, report;
+    int64_t user_usec, system_usec, maxrss_kib;
+    struct sh_result result;
+};
+struct sh_log {
+    int32_t source, out, file, out_error, file_error;
+    uint32_t length, file_done, out_done;
+    int32_t left, pipe_end;
+    char *buffer;
+    uint32_t size;
+};
+struct sh_orders { ...; };
+
+int sh_initialize(void);
+const char *sh_stage_name(int stage);
+int sh_start(const struct sh_request *request, struct sh_process *process);
+int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,
+           struct sh_log *log);
+int sh_find(const char *name, const char *path, const char *cwd, char *buffer, uint32_t size);
+int sh_wait(struct sh_process *process, int64_t nsec);
+int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log);
+int sh_signal(struct sh_process *process, int number);
+int sh_give(struct sh_process *process);
+void sh_drop(struct sh_process *process);
+int sh_mine(const struct sh_process *process);
+int sh_fork(const struct sh_request *request, struct sh_process *process,
+            struct sh_orders **orders);
+int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint32_t *length);
+void sh_child_prepare(const struct sh_orders *orders);
+void sh_child_execute(const struct sh_orders *orders);
+void sh_child_fail(const struct sh_orders *orders, int stage, int error, int detail,
+                   const char *text, uint32_t length);
+"""
+
+ffi = FFI()
+ffi.cdef(CDEF)
+ffi.set_source(
+    "spawnhelper._spawnhelper",
+    '#include "spawnhelper.h"\n',
+    sources=["csrc/launch.c", "csrc/wait.c", "csrc/pyfork.c", "csrc/fdplan.c"],
+    include_dirs=["csrc"],
+    depends=[
+        "csrc/spawnhelper.h",
+        "csrc/spawnhelper.c",
+        "csrc/fdplan.h",
+        "csrc/state.h",
+        "csrc/sys.h",
+    ],
+    # A symbol must never be bound lazily while a child shares our memory.
+    extra_link_args=["-Wl,-z,now", "-pthread"],
+    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-pthread"],
+)

@@ -1,0 +1,184 @@
+"""The handle of a started process."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from types import TracebackType
+from typing import Any
+
+from . import _core, _state
+from ._request import Request
+
+_GRACE_SECONDS = 1.0
+
+
+class Process:
+    """A process started by ``spawn(..., returnproc=True)``; never made by hand.
+
+    The handle owns the child until its end has been waited for. Signals go
+    through the pidfd (pidfd_send_signal(2)), so they cannot reach a stranger
+    that got the same pid later. Any thread may use it. In a process forked
+    from the owner, waiting and signalling raise ``RuntimeError``.
+    """
+
+    __slots__ = ("__weakref__", "_copier", "_handle", "_request")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._copier: Process | None = None
+        self._handle: Any = _core.new_handle()
+
+    # ---- what it is ----
+
+    @property
+    def pid(self) -> int:
+        """The process id. After the end it may be another process's."""
+        pid: int = self._handle.pid
+        return pid
+
+    @property
+    def pidfd(self) -> int:
+        """The descriptor that names the process (pidfd_open(2)), close-on-exec.
+
+        It belongs to the handle and is closed once the end has been seen; -1 then.
+        """
+        fd: int = self._handle.pidfd
+        return fd
+
+    def fileno(self) -> int:
+        """The pidfd, for select, poll and epoll: readable when the process has ended.
+
+        Raises:
+            ValueError: it is closed, because the end has been seen.
+        """
+        fd = self.pidfd
+        if fd < 0:
+            raise ValueError(f"process {self.pid} has ended: its pidfd is closed")
+        return fd
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative for a signal; None until the end has been seen.
+
+        Raises:
+            ChildProcessError: the child was reaped by somebody else.
+        """
+        return _core.returncode(self._handle) if _core.is_ended(self._handle) else None
+
+    # ---- waiting ----
+
+    def poll(self) -> int | None:
+        """Look whether it has ended: the returncode, or None.
+
+        Raises:
+            ChildProcessError: the child was reaped by somebody else.
+            RuntimeError: this process was forked from the owner.
+        """
+        if not _core.wait(self._handle, 0):
+            return None
+        if self._copier is not None:
+            self._copier.poll()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end.
+
+        Args:
+            timeout: seconds; None means without limit.
+
+        Returns:
+            The exit status, or the negative number of the signal that killed it.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs.
+            ChildProcessError: the child was reaped by somebody else.
+            RuntimeError: this process was forked from the owner.
+        """
+        if not _core.wait(self._handle, timeout):
+            import subprocess
+
+            raise subprocess.TimeoutExpired(self._arguments(), timeout or 0.0)
+        if self._copier is not None:
+            self._copier.wait()
+        return _core.returncode(self._handle)
+
+    def _arguments(self) -> list[str]:
+        import os
+
+        return [os.fsdecode(word) for word in self._request.argv.split(b"\0")]
+
+    # ---- signals ----
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; silently nothing once the process is known to have ended.
+
+        Raises:
+            OSError: EINVAL for an unknown signal, EPERM if it changed its user.
+            RuntimeError: this process was forked from the owner.
+        """
+        _core.signal(self._handle, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    # ---- ending ----
+
+    def _end(self) -> None:
+        """SIGTERM, one second, SIGKILL; reaped. For a call that cannot deliver its result."""
+        if not _core.is_ours(self._handle):
+            return
+        self.terminate()
+        if not _core.wait(self._handle, _GRACE_SECONDS):
+            self.kill()
+            _core.wait(self._handle, None)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Kill it if it still runs, and reap it."""
+        if _core.is_ours(self._handle):
+            self.kill()
+            _core.wait(self._handle, None)
+        if self._copier is not None:
+            self._copier.wait()
+
+    def __del__(
+        self,
+        _is_ours: Any = _core.is_ours,
+        _drop: Any = _core.drop,
+        _dropped: list[Any] = _state.dropped,
+        _warn: Any = warnings.warn,
+    ) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is None:
+            return
+        if not _is_ours(handle):
+            _drop(handle)
+            return
+        _dropped.append(handle)
+        _warn(f"{self!r} was dropped while it ran", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        words = self._arguments()
+        if self.pid == 0:
+            state = "not started"
+        elif not _core.is_ended(self._handle):
+            state = "running"
+        else:
+            try:
+                state = f"returncode {self.returncode}"
+            except ChildProcessError:
+                state = "reaped by somebody else"
+        return f"<{type(self).__name__} pid={self.pid} {state} {words!r}>"
