@@ -19,18 +19,25 @@
 
 struct sh_state_of_process sh_state;
 
-/* The child of a fork starts with no lock held and, if the fork fell into
- * another thread's id change, without the undumpable flag that was its price. */
+static __thread uint32_t sequence_before_fork;
+
+static void before_fork(void) { sequence_before_fork = atomic_load(&sh_state.id_sequence); }
+
+/* The child of a fork starts with no lock held. If another thread's id change
+ * overlapped the fork, the child may have inherited the undumpable flag that
+ * was its price; the kernel copies flag and memory at different moments, so
+ * the lock's copy alone would not tell. */
 static void after_fork(void) {
     sh_state.forks++;
-    if (atomic_load(&sh_state.id_lock) == 0)
-        return;
-    if (sh_state.dumpable == 1)
+    uint32_t now = atomic_load(&sh_state.id_sequence);
+    int overlapped = (sequence_before_fork & 1) || now != sequence_before_fork;
+    if (overlapped && sh_state.dumpable == 1)
         SYS(prctl, PR_SET_DUMPABLE, 1);
+    atomic_store(&sh_state.id_sequence, (now + 1) & ~1U);
     atomic_store(&sh_state.id_lock, 0);
 }
 
-int sh_initialize(void) { return -pthread_atfork(NULL, NULL, after_fork); }
+int sh_initialize(void) { return -pthread_atfork(before_fork, NULL, after_fork); }
 
 const char *sh_stage_name(int stage) {
     static const char *const names[] = {
@@ -300,9 +307,11 @@ static long start_shared(struct sh_scratch *scratch, int *pidfd) {
         return clone_child(scratch, CLONE_VM, pidfd);
     sh_lock(&sh_state.id_lock);
     sh_state.dumpable = (int)SYS(prctl, PR_GET_DUMPABLE);
+    atomic_fetch_add(&sh_state.id_sequence, 1);
     long pid = clone_child(scratch, CLONE_VM, pidfd);
     if (sh_state.dumpable == 1)
         SYS(prctl, PR_SET_DUMPABLE, 1);
+    atomic_fetch_add(&sh_state.id_sequence, 1);
     sh_unlock(&sh_state.id_lock);
     return pid;
 }

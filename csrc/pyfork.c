@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <Python.h>
@@ -129,19 +130,27 @@ static int read_report(struct sh_process *process, char *bytes, uint32_t size, u
     return 0;
 }
 
-/* bytes receives a struct sh_result and then the text; length is kept between
- * calls that were interrupted. */
+/* bytes receives the child's records: "exec is next" (no error), or a failure,
+ * or both; a failure may have text behind it. */
 int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint32_t *length) {
-    int error = read_report(process, bytes, size, length);
-    if (error == -EINTR)
+    struct sh_result *result = &process->result;
+    if (read_report(process, bytes, size, length) == -EINTR)
         return 1;
     SYS(close, process->report);
     process->report = -1;
-    if (*length < sizeof process->result)
+    uint32_t records = *length / sizeof *result;
+    if (records > 0)
+        memcpy(result, bytes, sizeof *result);
+    if (records == 1 && result->error == 0 && result->stage == SH_STAGE_EXEC)
         return 0;
-    memcpy(&process->result, bytes, sizeof process->result);
-    sh_reap_failed(process->pid, process->pidfd);
+    if (records > 1 && result->error == 0 && result->stage == SH_STAGE_EXEC)
+        memcpy(result, bytes + sizeof *result, sizeof *result);
+    int status = sh_reap_failed(process->pid, process->pidfd);
     process->pidfd = -1;
     process->state = SH_NEW;
-    return -process->result.error - (process->result.error == 0);
+    if (records == 0) {
+        sh_refuse(process, SH_STAGE_PRE_EXEC, ECHILD, WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+        result->started = 1;
+    }
+    return -1;
 }

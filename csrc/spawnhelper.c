@@ -36,18 +36,22 @@ static void write_all(int fd, const char *bytes, uint32_t length) {
     }
 }
 
+static void report(orders_t *orders, int stage, int error, int detail) {
+    struct sh_result record;
+    record.stage = stage;
+    record.error = error;
+    record.detail = detail;
+    record.started = 1;
+    write_all(orders->report, (const char *)&record, sizeof record);
+}
+
 void sh_child_fail(orders_t *orders, int stage, int error, int detail, const char *text,
                    uint32_t length) {
     orders->result->detail = detail;
     orders->result->error = error;
     orders->result->stage = stage;
     if (orders->report >= 0) {
-        struct sh_result record;
-        record.stage = stage;
-        record.error = error;
-        record.detail = detail;
-        record.started = 1;
-        write_all(orders->report, (const char *)&record, sizeof record);
+        report(orders, stage, error, detail);
         write_all(orders->report, text, length);
     }
     leave();
@@ -278,8 +282,14 @@ static void change_directory(orders_t *orders) {
         fail(orders, SH_STAGE_CHDIR, error, 0);
 }
 
-static void restore_mask(orders_t *orders) {
+/* On a pipe exec is silent, and so is death: this tells them apart. */
+static void announce(orders_t *orders) {
     enter(orders, SH_STAGE_EXEC);
+    if (orders->report >= 0)
+        report(orders, SH_STAGE_EXEC, 0, 0);
+}
+
+static void restore_mask(orders_t *orders) {
     long error = SYS(rt_sigprocmask, SIG_SETMASK, &orders->mask, 0, sizeof orders->mask);
     if (error < 0)
         fail(orders, SH_STAGE_EXEC, error, 0);
@@ -314,6 +324,7 @@ void sh_child_prepare(orders_t *orders) {
 }
 
 void sh_child_execute(orders_t *orders) {
+    announce(orders);
     restore_mask(orders);
     long error = execute(orders);
     fail(orders, SH_STAGE_EXEC, error, 0);

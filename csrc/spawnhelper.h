@@ -163,8 +163,8 @@ int sh_reap_failed(int pid, int pidfd);
 int sh_fork(const struct sh_request *request, struct sh_process *process,
             struct sh_orders **orders);
 /* Blocks until the child exec'd or failed: 0, 1 (a signal came: call again), or
- * negative as sh_start. bytes receives a struct sh_result, then text that says
- * what pre_exec raised. */
+ * negative with process->result filled in. bytes receives one or two struct
+ * sh_result, then text that says what pre_exec raised. */
 int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint32_t *length);
 
 /* launch.c, for pyfork.c */

@@ -16,7 +16,8 @@ struct sh_state_of_process {
     /* Held from clone to exec of a child that shares our memory and changes
      * its ids; see start_shared(). */
     _Atomic uint32_t id_lock;
-    int dumpable; /* PR_GET_DUMPABLE before the holder of id_lock began */
+    _Atomic uint32_t id_sequence; /* odd while such a child is on its way */
+    int dumpable;                 /* PR_GET_DUMPABLE before the last of them */
     _Atomic(void *) scratch[SH_POOL];
 };
 

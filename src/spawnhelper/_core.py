@@ -296,7 +296,7 @@ def _start_with_python(request: Request, handle: Handle) -> None:
         pass  # Python runs signal handlers here
     if done == 0:
         return
-    if handle.result.stage == Stage.PRE_EXEC:
+    if handle.result.stage == Stage.PRE_EXEC and length[0] > 0:
         text = ffi.buffer(record, length[0])[ffi.sizeof("struct sh_result") :]
         message = text.decode("utf-8", "replace")
         raise _errors.pre_exec_failure(handle.result.error, message, request.program)

@@ -155,7 +155,8 @@ def failure(
         cwd: the directory to enter, for the message.
     """
     if error == errno.ECHILD:
-        message = f"{stage.name}: the child was killed by signal {detail} before exec"
+        how = f"killed by signal {detail}" if detail else "ended"
+        message = f"{stage.name}: the child {how} before exec"
         return spawn_error(stage, error, message, program)
     parts = [stage.name]
     filename: str | bytes | None = None

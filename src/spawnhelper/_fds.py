@@ -17,9 +17,11 @@ def parse_map(fd_pipes: Mapping[int, int]) -> FdMap:
     """A checked copy of the caller's fd map.
 
     Raises:
-        TypeError: a key or value is no integer.
+        TypeError: no mapping, or a key or value is no integer.
         ValueError: a key or value is negative or no possible descriptor.
     """
+    if not isinstance(fd_pipes, (dict, Mapping)):
+        raise TypeError(f"fd_pipes: expected a mapping, not {type(fd_pipes).__name__}")
     pairs: FdMap = {}
     for target, source in fd_pipes.items():
         pair = operator.index(target), operator.index(source)

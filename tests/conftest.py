@@ -1,0 +1,139 @@
+"""The probe, and the promise that no test leaves anything behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import spawnhelper
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CC = os.environ.get("CC", "cc").split()
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def compile_c(source: Path, target: Path, *flags: str) -> Path:
+    command = [*CC, "-O1", "-Wall", "-Wextra", "-Werror", *flags, str(source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def public_dir():
+    """A directory that every user may enter and write, unlike pytest's own."""
+    path = Path(tempfile.mkdtemp(prefix="spawnhelper-test-"))
+    path.chmod(0o777)
+    owner = os.getpid()
+    yield path
+    if os.getpid() == owner:  # pytest-forked's children end the session, too
+        shutil.rmtree(path)
+
+
+class Probe:
+    """Starts the probe and reads what it saw."""
+
+    # What differs between any two processes.
+    CHANGING = ("pid", "argv")
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.program = program
+        self._directory = directory
+        self._numbers = itertools.count()
+
+    def report_path(self) -> Path:
+        return self._directory / f"report-{os.getpid()}-{next(self._numbers)}.json"
+
+    def read(self, path: Path) -> dict:
+        report = json.loads(path.read_text())
+        path.unlink()
+        report["argv"].remove(str(path))
+        report["fds"] = {int(fd): tuple(facts) for fd, facts in report["fds"].items()}
+        return report
+
+    def report(self, *arguments, first=None, **keywords) -> dict:
+        """Everything that a probe started with these keywords of spawn() sees."""
+        path = self.report_path()
+        command = [first or str(self.program), str(path), *arguments]
+        status = spawnhelper.spawn(command, **keywords)
+        assert status == 0, status
+        return self.read(path)
+
+    def changes(self, *arguments, **keywords) -> dict:
+        """What differs from a probe started without any keyword."""
+        plain, report = self.report(), self.report(*arguments, **keywords)
+        assert plain.keys() == report.keys()
+        return {
+            key: value
+            for key, value in report.items()
+            if key not in self.CHANGING and value != plain[key]
+        }
+
+
+@pytest.fixture(scope="session")
+def probe(public_dir):
+    program = compile_c(HERE / "probe.c", public_dir / "probe")
+    program.chmod(0o755)
+    return Probe(program, public_dir)
+
+
+def fd_facts(fd: int) -> tuple[int, int, int, int]:
+    """What the probe should report for a descriptor that it inherits."""
+    import fcntl
+
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino, 0, fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Open descriptors of distinct files, closed afterwards."""
+    opened = []
+
+    def open_files(count: int) -> list[int]:
+        for number in range(count):
+            fd = os.open(tmp_path / f"file{len(opened)}-{number}", os.O_RDWR | os.O_CREAT)
+            opened.append(fd)
+        return opened[-count:]
+
+    yield open_files
+    for fd in opened:
+        os.close(fd)
+
+
+def open_fds() -> set[int]:
+    fds = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.fstat(int(name))
+        except OSError:
+            continue
+        fds.add(int(name))
+    return fds
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request):
+    """No child, no descriptor, no changed mask, after every test."""
+    import gc
+    import signal
+
+    if request.node.get_closest_marker("leaves_helpers"):
+        yield
+        return
+    before = open_fds(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    gc.collect()
+    after = open_fds(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert after == before
+    with pytest.raises(ChildProcessError):
+        assert os.waitpid(-1, os.WNOHANG | 0x40000000) is None  # __WALL

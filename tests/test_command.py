@@ -1,0 +1,200 @@
+"""The command: splitting, argv[0], looking programs up."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import needs_root
+from spawnhelper import CommandNotFound, SpawnError, Stage, spawn
+
+pytestmark = pytest.mark.core
+
+
+def test_str_is_split_on_whitespace_without_quoting(probe):
+    path = probe.report_path()
+    assert spawn(f"{probe.program}  {path}\ta  'b c'\n") == 0
+    assert probe.read(path)["argv"] == [str(probe.program), "a", "'b", "c'"]
+
+
+def test_sequences_and_types(probe):
+    path = probe.report_path()
+    words = (os.fsencode(probe.program), path, b"\xff", "\udcfe", "")
+    assert spawn(words) == 0
+    argv = probe.read(path)["argv"]
+    assert argv == [str(probe.program), "\xff", "\xfe", ""]
+
+
+def test_argv0_is_the_command_as_given(probe):
+    relative = os.path.relpath(probe.program)
+    assert probe.report(first=relative)["argv"] == [relative]
+
+
+@pytest.mark.parametrize("name", ["other", b"other", ""])
+def test_opt_name_is_argv0(probe, name):
+    assert probe.report(opt_name=name)["argv"] == [os.fsdecode(name)]
+
+
+def test_nothing_else_changes(probe):
+    assert probe.changes("a", "b", opt_name="x") == {}
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """PATH entries with the name `tool` in every condition."""
+
+    def put(directory, mode, content="#!/bin/sh\nexit 7\n"):
+        where = tmp_path / directory
+        where.mkdir()
+        tool = where / "tool"
+        tool.write_text(content)
+        tool.chmod(mode)
+        return str(where)
+
+    paths = {
+        "good": put("good", 0o755),
+        "other": put("other", 0o755, "#!/bin/sh\nexit 8\n"),
+        "plain": put("plain", 0o644),
+        "empty": str(tmp_path / "empty"),
+        "missing": str(tmp_path / "missing"),
+        "file": str(tmp_path / "good" / "tool"),  # ENOTDIR
+        "dir": str(tmp_path / "dir"),
+        "long": "/" + "x" * 5000,
+    }
+    Path(paths["empty"]).mkdir()
+    (Path(paths["dir"]) / "tool").mkdir(parents=True)
+    return paths
+
+
+FOUND, DENIED, ABSENT = 7, "denied", "absent"
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (["good"], FOUND),
+        (["good", "other"], FOUND),
+        (["missing", "empty", "file", "long", "good"], FOUND),
+        (["plain", "dir", "good"], FOUND),
+        (["plain"], DENIED),
+        (["plain", "empty"], DENIED),
+        (["dir", "missing"], DENIED),
+        (["missing", "empty", "file"], ABSENT),
+        ([], ABSENT),
+        (["good", ""], FOUND),
+        (["", "good"], FOUND),
+    ],
+)
+def test_path_table(shelf, entries, expected):
+    """As execvp(3): refused candidates end nothing, but win over absent ones."""
+    env = {"PATH": ":".join(shelf.get(name, name) for name in entries)}
+    if expected == DENIED:
+        with pytest.raises(PermissionError) as caught:
+            spawn(["tool"], env=env)
+        assert caught.value.stage is Stage.EXEC
+    elif expected == ABSENT:
+        with pytest.raises(CommandNotFound) as caught:
+            spawn(["tool"], env=env)
+        assert caught.value.value == "tool"
+        assert isinstance(caught.value, FileNotFoundError)
+    else:
+        assert spawn(["tool"], env=env) == expected
+
+
+@pytest.mark.parametrize("path", ["", ".", ":", "/nonexistent:", ":/nonexistent"])
+def test_empty_entry_is_the_current_directory(shelf, path, monkeypatch):
+    monkeypatch.chdir(shelf["good"])
+    assert spawn(["tool"], env={"PATH": path}) == FOUND
+
+
+def test_relative_entry_counts_from_cwd(shelf):
+    """The child changes its directory before exec; the search agrees with it."""
+    above = os.path.dirname(shelf["good"])
+    assert spawn(["tool"], env={"PATH": "good"}, cwd=above) == FOUND
+    assert spawn(["tool"], env={"PATH": ""}, cwd=shelf["other"]) == 8
+    with pytest.raises(CommandNotFound):
+        spawn(["tool"], env={"PATH": "good"}, cwd=shelf["empty"])
+
+
+def test_path_of_the_given_env_not_ours(shelf, monkeypatch):
+    monkeypatch.setenv("PATH", shelf["other"])
+    assert spawn(["tool"]) == 8
+    assert spawn(["tool"], env={"PATH": shelf["good"]}) == FOUND
+
+
+def test_unset_path_means_the_system_directories(shelf, monkeypatch):
+    monkeypatch.chdir(shelf["good"])
+    assert spawn(["true"], env={}) == 0
+    with pytest.raises(CommandNotFound):
+        spawn(["tool"], env={})
+    monkeypatch.delenv("PATH")
+    assert spawn(["true"]) == 0
+
+
+def test_a_slash_means_no_search(shelf, monkeypatch):
+    monkeypatch.setenv("PATH", os.path.dirname(shelf["good"]))
+    with pytest.raises(FileNotFoundError) as caught:
+        spawn(["good/tool"])
+    assert not isinstance(caught.value, CommandNotFound)
+    monkeypatch.chdir(os.path.dirname(shelf["good"]))
+    assert spawn(["good/tool"]) == FOUND
+
+
+def test_path_lookup_false(shelf, monkeypatch):
+    with pytest.raises(SpawnError) as caught:
+        spawn(["true"], path_lookup=False)
+    assert (caught.value.stage, caught.value.filename) == (Stage.EXEC, "true")
+    monkeypatch.chdir(shelf["good"])
+    assert spawn(["tool"], path_lookup=False) == FOUND
+
+
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", "/nonexistent:/bin", "/bin/true:/bin", ":/bin"])
+def test_same_as_execvp(path, tmp_path, monkeypatch):
+    """Differential: the C library's own search, and the standard library's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("true", "sh", "nonexistent-program"):
+        found = shutil.which(name, path=path)
+        if found is None:
+            with pytest.raises(CommandNotFound):
+                spawn([name], env={"PATH": path})
+        else:
+            assert spawn([name, "-c", "exit 0"], env={"PATH": path}) == 0
+
+
+def test_without_interpreter_line(tmp_path):
+    script = tmp_path / "script"
+    script.write_text("exit 0\n")
+    script.chmod(0o755)
+    with pytest.raises(SpawnError, match="no #! line") as caught:
+        spawn([script])
+    assert (caught.value.stage, caught.value.errno) == (Stage.EXEC, 8)
+
+
+def test_missing_interpreter_is_explained(tmp_path):
+    script = tmp_path / "script"
+    script.write_text("#!/nonexistent/interpreter\n")
+    script.chmod(0o755)
+    with pytest.raises(FileNotFoundError, match="interpreter"):
+        spawn([script])
+
+
+@needs_root
+def test_search_does_not_know_the_new_user(shelf, probe):
+    """What root may execute and the target user may not fails at exec, with its stage."""
+    os.chmod(shelf["good"], 0o700)
+    with pytest.raises(PermissionError) as caught:
+        spawn(["tool"], env={"PATH": shelf["good"]}, uid=65534)
+    assert caught.value.stage is Stage.EXEC
+
+
+def test_many_arguments(probe):
+    words = [str(number) for number in range(30000)]
+    assert probe.report(*words)["argv"][1:] == words
+
+
+def test_too_large(probe):
+    with pytest.raises(SpawnError, match="131071") as caught:
+        spawn([probe.program, "x" * 131072])
+    assert (caught.value.stage, caught.value.errno) == (Stage.EXEC, 7)
+    assert len(probe.report("x" * 131071)["argv"][1]) == 131071
