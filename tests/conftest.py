@@ -22,6 +22,43 @@ NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
+class SkipGate:
+    """In CI a skip that allowed_skips.txt does not list fails the run."""
+
+    def __init__(self) -> None:
+        section = "[root]" if os.geteuid() == 0 else "[user]"
+        self.allowed: list[tuple[str, str]] = []
+        current = ""
+        for line in (HERE / "allowed_skips.txt").read_text().splitlines():
+            if line.startswith("["):
+                current = line.strip()
+            elif line.strip() and not line.startswith("#") and current == section:
+                test, _, reason = line.partition(" ")
+                self.allowed.append((test, reason.strip()))
+        self.refused: list[str] = []
+
+    def pytest_runtest_logreport(self, report):
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        name = report.nodeid.removeprefix("tests/")
+        if not any(name.startswith(test) and reason.startswith(why) for test, why in self.allowed):
+            self.refused.append(f"{name}: {reason}")
+
+    def pytest_sessionfinish(self, session, exitstatus):
+        if self.refused and exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for line in self.refused:
+            terminalreporter.write_line(f"skip not in tests/allowed_skips.txt: {line}", red=True)
+
+
+def pytest_configure(config):
+    if os.environ.get("CI"):
+        config.pluginmanager.register(SkipGate())
+
+
 def compile_c(source: Path, target: Path, *flags: str) -> Path:
     command = [*CC, "-O1", "-Wall", "-Wextra", "-Werror", *flags, str(source), "-o", str(target)]
     subprocess.run(command, check=True)
@@ -54,6 +91,7 @@ class Probe:
         return self._directory / f"report-{os.getpid()}-{next(self._numbers)}.json"
 
     def read(self, path: Path) -> dict:
+        path.chmod(0o600)  # the umask of the command may have left nothing
         report = json.loads(path.read_text())
         path.unlink()
         report["argv"].remove(str(path))

@@ -15,6 +15,12 @@ from spawnhelper import CommandNotFound, SpawnError, Stage, spawn
 pytestmark = pytest.mark.core
 
 
+@pytest.fixture(autouse=True)
+def plain_path(monkeypatch):
+    """An entry that may not be searched would make "not found" a "permission denied"."""
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+
+
 def failure(*arguments, **keywords) -> SpawnError:
     with pytest.raises(SpawnError) as caught:
         spawn(*arguments, **keywords)
@@ -29,7 +35,8 @@ def failure(*arguments, **keywords) -> SpawnError:
         ((["/no/such"], {}), "EXEC", FileNotFoundError, errno.ENOENT,
          "EXEC: No such file or directory", "/no/such"),
         ((["/etc"], {}), "EXEC", PermissionError, errno.EACCES,
-         "EXEC: Permission denied", "/etc"),
+         "EXEC: Permission denied (not executable, or a directory on the way cannot be searched)",
+         "/etc"),
         ((["/etc/passwd/x"], {}), "EXEC", NotADirectoryError, errno.ENOTDIR,
          "EXEC: Not a directory", "/etc/passwd/x"),
         ((["true"], {"cwd": "/no/such"}), "CHDIR", FileNotFoundError, errno.ENOENT,

@@ -134,6 +134,7 @@ _REMEDIES = {
     (Stage.CLONE, errno.EMFILE): "no descriptor is free for the pidfd (RLIMIT_NOFILE)",
     (Stage.FDS, errno.EBADF): "not open, or above RLIMIT_NOFILE",
     (Stage.FDS, errno.EMFILE): "RLIMIT_NOFILE is exhausted",
+    (Stage.EXEC, errno.EACCES): "not executable, or a directory on the way cannot be searched",
     (Stage.EXEC, errno.ENOEXEC): "no #! line and no known binary format",
     (Stage.EXEC, errno.E2BIG): "argv and env are too large (one string may have 131071 bytes)",
     (Stage.EXEC, errno.ETXTBSY): "another process has the program open for writing",
