@@ -41,7 +41,6 @@ HELPER_FLAGS = [
     "-fno-stack-protector",
     "-fno-lto",
     "-fno-pie",
-    "-no-pie",
     "-nostdlib",
     "-static",
     "-s",
@@ -107,7 +106,9 @@ class BuildExt(build_ext):
         super().copy_extensions_to_source()
         for name in HELPER_SOURCES:
             built = Path(self.build_lib) / "spawnhelper" / f"_{name}"
-            shutil.copy2(built, ROOT / "src" / "spawnhelper" / f"_{name}")
+            target = ROOT / "src" / "spawnhelper" / f"_{name}"
+            target.unlink(missing_ok=True)  # it may be running
+            shutil.copy2(built, target)
 
 
 # cp310-abi3 where the interpreter has a limited API.

@@ -1,43 +1,17 @@
-/* The parent's side of the start: build the orders, mask signals, clone, learn the result. */
+/* The start: mask signals, clone in the way that works here, learn the result. */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <limits.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "spawnhelper.h"
+#include "parent.h"
 #include "state.h"
 #include "sys.h"
-
-struct sh_state_of_process sh_state;
-
-static __thread uint32_t sequence_before_fork;
-
-static void before_fork(void) { sequence_before_fork = atomic_load(&sh_state.id_sequence); }
-
-/* The child of a fork starts with no lock held. If another thread's id change
- * overlapped the fork, the child may have inherited the undumpable flag that
- * was its price; the kernel copies flag and memory at different moments, so
- * the lock's copy alone would not tell. */
-static void after_fork(void) {
-    sh_state.forks++;
-    uint32_t now = atomic_load(&sh_state.id_sequence);
-    int overlapped = (sequence_before_fork & 1) || now != sequence_before_fork;
-    if (overlapped && sh_state.dumpable == 1)
-        SYS(prctl, PR_SET_DUMPABLE, 1);
-    atomic_store(&sh_state.id_sequence, (now + 1) & ~1U);
-    atomic_store(&sh_state.id_lock, 0);
-}
-
-int sh_initialize(void) { return -pthread_atfork(before_fork, NULL, after_fork); }
 
 const char *sh_stage_name(int stage) {
     static const char *const names[] = {
@@ -48,74 +22,6 @@ const char *sh_stage_name(int stage) {
     return stage >= 0 && stage < SH_STAGE_COUNT ? names[stage] : "?";
 }
 
-/* ---- scratch: the child's stack and everything the orders point to ---- */
-
-enum { GUARD = 4096, STACK = 32 * 1024, BLOCK = 128 * 1024 };
-
-struct sh_scratch {
-    struct sh_orders orders;
-    struct sh_result *result; /* shared with a forked child */
-    void *extra;              /* room beyond the block, for a huge request */
-    size_t extra_size;
-    char *room, *end;
-};
-
-static char *block_of(struct sh_scratch *scratch) { return (char *)scratch - STACK - GUARD; }
-
-/* Blocks are kept: fresh pages cost more than the rest of the parent's work. */
-static struct sh_scratch *take_scratch(void) {
-    for (int i = 0; i < SH_POOL; i++) {
-        void *found = atomic_exchange(&sh_state.scratch[i], NULL);
-        if (found)
-            return found;
-    }
-    char *block =
-        mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (block == MAP_FAILED)
-        return NULL;
-    if (mprotect(block, GUARD, PROT_NONE) != 0) {
-        munmap(block, BLOCK);
-        return NULL;
-    }
-    return (struct sh_scratch *)(block + GUARD + STACK);
-}
-
-void sh_release(struct sh_scratch *scratch) {
-    if (scratch->extra)
-        munmap(scratch->extra, scratch->extra_size);
-    for (int i = 0; i < SH_POOL; i++) {
-        void *empty = NULL;
-        if (atomic_compare_exchange_strong(&sh_state.scratch[i], &empty, scratch))
-            return;
-    }
-    munmap(block_of(scratch), BLOCK);
-}
-
-static int make_room(struct sh_scratch *scratch, size_t size) {
-    memset(scratch, 0, sizeof *scratch);
-    scratch->room = (char *)(scratch + 1);
-    scratch->end = block_of(scratch) + BLOCK;
-    if (size <= (size_t)(scratch->end - scratch->room))
-        return 0;
-    scratch->extra_size = size;
-    scratch->extra = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (scratch->extra == MAP_FAILED) {
-        scratch->extra = NULL;
-        return -ENOMEM;
-    }
-    scratch->room = scratch->extra;
-    scratch->end = scratch->room + size;
-    return 0;
-}
-
-static void *carve(struct sh_scratch *scratch, size_t size) {
-    void *piece = scratch->room;
-    scratch->room += (size + 15) & ~(size_t)15;
-    return piece;
-}
-
-/* ---- orders ---- */
-
 int sh_refuse(struct sh_process *process, int stage, int error, int detail) {
     process->result.stage = stage;
     process->result.error = error;
@@ -123,149 +29,6 @@ int sh_refuse(struct sh_process *process, int stage, int error, int detail) {
     process->result.started = 0;
     return -error;
 }
-
-static char *const *to_vector(struct sh_scratch *scratch, const char *packed, uint32_t count) {
-    const char **vector = carve(scratch, (count + 1) * sizeof *vector);
-    for (uint32_t i = 0; i < count; i++) {
-        vector[i] = packed;
-        packed += strlen(packed) + 1;
-    }
-    vector[count] = NULL;
-    return (char *const *)vector;
-}
-
-static int is_executable(const char *name, int *error) {
-    struct stat status;
-    if (stat(name, &status) != 0) {
-        if (errno == EACCES)
-            *error = -EACCES;
-        return 0;
-    }
-    /* AT_EACCESS needs faccessat2, which old seccomp profiles refuse. */
-    int by_effective = geteuid() != getuid() || getegid() != getgid();
-    if (S_ISREG(status.st_mode) &&
-        faccessat(AT_FDCWD, name, X_OK, by_effective ? AT_EACCESS : 0) == 0)
-        return 1;
-    *error = -EACCES;
-    return 0;
-}
-
-/* directory[0:length] "/" name; an empty directory is the current one. */
-static int join(const char *directory, size_t length, const char *name, char *buffer, size_t size) {
-    size_t tail = strlen(name) + 1;
-    if (length + 1 + tail > size)
-        return 0;
-    memcpy(buffer, directory, length);
-    if (length > 0)
-        buffer[length++] = '/';
-    memcpy(buffer + length, name, tail);
-    return 1;
-}
-
-/* What execvp(3) in the child would find: a relative hit counts from the
- * command's cwd, and a refused candidate is remembered but does not end the search. */
-int sh_find(const char *name, const char *path, const char *cwd, char *buffer, uint32_t size) {
-    char probe[PATH_MAX];
-    int error = -ENOENT;
-    for (const char *entry = path;; entry++) {
-        size_t length = strcspn(entry, ":");
-        if (join(entry, length, name, buffer, size)) {
-            const char *seen = buffer;
-            if (cwd && buffer[0] != '/')
-                seen = join(cwd, strlen(cwd), buffer, probe, sizeof probe) ? probe : NULL;
-            if (seen && is_executable(seen, &error))
-                return 0;
-        }
-        entry += length;
-        if (!*entry)
-            return error;
-    }
-}
-
-static const char *path_of(char *const *env) {
-    for (; *env; env++)
-        if (strncmp(*env, "PATH=", 5) == 0)
-            return *env + 5;
-    return "/bin:/usr/bin";
-}
-
-/* The given pairs; without the standard ones that are closed here, if so asked. */
-static int check_fds(struct sh_scratch *scratch, const struct sh_request *request, int *culprit) {
-    struct sh_orders *orders = &scratch->orders;
-    struct sh_fdpair *pairs = carve(scratch, request->nfds * sizeof *pairs);
-    orders->fds = pairs;
-    for (uint32_t i = 0; i < request->nfds; i++) {
-        if (SYS(fcntl, request->fds[i].source, F_GETFD) >= 0) {
-            pairs[orders->nfds++] = request->fds[i];
-        } else if (!(request->flags & SH_STANDARD_FDS)) {
-            *culprit = request->fds[i].source;
-            return -EBADF;
-        }
-    }
-    return 0;
-}
-
-static void plan_fds(struct sh_scratch *scratch, int reserved) {
-    struct sh_orders *orders = &scratch->orders;
-    int close_rest = (orders->request->flags & SH_CLOSE_FDS) != 0;
-    struct sh_fdstep *steps = carve(scratch, SH_FDSTEPS(orders->nfds) * sizeof *steps);
-    orders->parked = carve(scratch, orders->nfds * sizeof *orders->parked);
-    orders->nsteps =
-        sh_fdplan(orders->fds, orders->nfds, close_rest, reserved, orders->parked, steps);
-    orders->steps = steps;
-    orders->shared_files = -1;
-    if (!close_rest)
-        return;
-    int highest = reserved > STDERR_FILENO ? reserved : STDERR_FILENO;
-    for (uint32_t i = 0; i < orders->nfds; i++)
-        if (orders->fds[i].source > highest)
-            highest = orders->fds[i].source;
-    orders->shared_files = highest + 1;
-}
-
-static size_t room_for(const struct sh_request *request) {
-    size_t vectors = ((size_t)request->argc + request->envc + 2) * sizeof(char *);
-    size_t fds = request->nfds * (sizeof(struct sh_fdpair) + sizeof(int)) +
-                 SH_FDSTEPS(request->nfds) * sizeof(struct sh_fdstep);
-    return vectors + fds + PATH_MAX + 8 * 16;
-}
-
-struct sh_scratch *sh_prepare(const struct sh_request *request, struct sh_process *process,
-                              int reserved, struct sh_orders **out) {
-    struct sh_scratch *scratch = take_scratch();
-    if (!scratch) {
-        sh_refuse(process, SH_STAGE_CLONE, ENOMEM, 0);
-        return NULL;
-    }
-    struct sh_orders *orders = &scratch->orders;
-    int error = make_room(scratch, room_for(request));
-    int stage = SH_STAGE_CLONE, culprit = 0;
-    if (error == 0) {
-        orders->request = request;
-        orders->report = -1;
-        orders->argv = to_vector(scratch, request->argv, request->argc);
-        orders->envp = to_vector(scratch, request->env, request->envc);
-        orders->file = request->file;
-        stage = SH_STAGE_FDS;
-        error = check_fds(scratch, request, &culprit);
-    }
-    if (error == 0 && (request->flags & SH_LOOKUP)) {
-        char *found = carve(scratch, PATH_MAX);
-        orders->file = found;
-        stage = SH_STAGE_EXEC;
-        error = sh_find(request->file, path_of(orders->envp), request->cwd, found, PATH_MAX);
-    }
-    if (error < 0) {
-        sh_refuse(process, stage, -error, culprit);
-        sh_release(scratch);
-        return NULL;
-    }
-    plan_fds(scratch, reserved);
-    *out = orders;
-    return scratch;
-}
-
-/* ---- the clone ---- */
 
 /* Raw: libc's sigfillset leaves out the two signals it uses itself (nptl(7)). */
 void sh_block_signals(uint64_t *before) {
@@ -277,24 +40,92 @@ void sh_restore_signals(const uint64_t *before) {
     SYS(rt_sigprocmask, SIG_SETMASK, before, NULL, sizeof *before);
 }
 
+/* ---- three ways to make a child ---- */
+
 /* No exit signal: a child that fails before exec raises no SIGCHLD and is
  * invisible to other people's waitpid(-1). exec makes it SIGCHLD (execve(2)). */
-static long clone_child(struct sh_scratch *scratch, uint64_t flags, int *pidfd) {
-    struct sh_orders *orders = &scratch->orders;
+static long by_clone3(struct sh_orders *orders, uint64_t flags, int *pidfd) {
     struct sh_clone_args args = {
-        .flags = flags | CLONE_VFORK | CLONE_PIDFD | SH_CLONE_CLEAR_SIGHAND |
-                 (orders->shared_files >= 0 ? CLONE_FILES : 0),
+        .flags = flags | CLONE_VFORK | SH_CLONE_CLEAR_SIGHAND,
         .pidfd = (uintptr_t)pidfd,
     };
-    orders->clear_signals = 0;
     if (flags & CLONE_VM) {
-        args.stack = (uintptr_t)block_of(scratch) + GUARD;
-        args.stack_size = STACK;
-        return sh_clone3(&args, sizeof args, sh_child, orders);
+        size_t size;
+        args.stack = (uintptr_t)sh_stack(orders, &size);
+        args.stack_size = size;
     }
+#ifdef SH_HAVE_CLONE3_ENTRY
+    if (flags & CLONE_VM)
+        return sh_clone3(&args, sizeof args, sh_child, orders);
+#else
+    if (flags & CLONE_VM)
+        return -ENOSYS;
+#endif
     long pid = SYS(clone3, &args, sizeof args);
     if (pid == 0)
         sh_child(orders);
+    return pid;
+}
+
+/* libc's clone() only switches stacks; the kernel knows nothing newer here. */
+static long clone_on_stack(struct sh_orders *orders, int (*entry)(void *), int flags, int *pidfd) {
+#ifdef SH_FAULT
+    int injected = sh_fault(SYS_clone);
+    if (injected)
+        return -injected;
+#endif
+    size_t size;
+    char *stack = sh_stack(orders, &size);
+    int kept = errno;
+    long pid = clone(entry, stack + size, flags, orders, pidfd);
+    if (pid < 0)
+        pid = -errno;
+    errno = kept;
+    return pid;
+}
+
+static int child_entry(void *orders) {
+    sh_child(orders);
+    return 0;
+}
+
+static long by_clone(struct sh_orders *orders, uint64_t flags, int *pidfd) {
+    orders->clear_signals = 1;
+    if (flags & CLONE_VM)
+        return clone_on_stack(orders, child_entry, (int)flags | CLONE_VFORK, pidfd);
+    long pid = SYS(clone, (unsigned)flags | CLONE_VFORK, 0, pidfd, 0, 0);
+    if (pid == 0)
+        sh_child(orders);
+    return pid;
+}
+
+static long make_child(struct sh_orders *orders, int mode, uint64_t flags, int *pidfd) {
+    if (orders->shared_files >= 0)
+        flags |= CLONE_FILES;
+    if (!(orders->avoid & SH_AVOID_PIDFD))
+        flags |= CLONE_PIDFD;
+    if (mode == SH_START_CLONE3)
+        return by_clone3(orders, flags, pidfd);
+    long pid = by_clone(orders, flags, pidfd);
+    if (pid == -EINVAL && (flags & CLONE_PIDFD)) /* an emulator that lacks the flag */
+        pid = by_clone(orders, flags & ~(uint64_t)CLONE_PIDFD, pidfd);
+    return pid;
+}
+
+/* With memory of its own, but still suspending us until exec: no pipe needed. */
+static long start_forked(struct sh_orders *orders, int mode, int *pidfd) {
+    struct sh_result *shared =
+        mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED)
+        return -ENOMEM;
+    volatile struct sh_result *result = orders->result;
+    orders->result = shared;
+    long pid = make_child(orders, mode, 0, pidfd);
+    orders->result = result;
+    result->stage = shared->stage;
+    result->error = shared->error;
+    result->detail = shared->detail;
+    munmap(shared, sizeof *shared);
     return pid;
 }
 
@@ -302,33 +133,21 @@ static long clone_child(struct sh_scratch *scratch, uint64_t flags, int *pidfd) 
  * undumpable (commit_creds, kernel/cred.c), for ever. We restore the flag, but
  * only when no such child is alive: a dumpable one can be read by its new user
  * through ptrace, with all our secrets. Hence one such child at a time. */
-static long start_shared(struct sh_scratch *scratch, int *pidfd) {
-    if (!(scratch->orders.request->flags & (SH_SET_UID | SH_SET_GID)))
-        return clone_child(scratch, CLONE_VM, pidfd);
+static long start_shared(struct sh_orders *orders, int mode, int *pidfd) {
+    if (!(orders->request->flags & (SH_SET_UID | SH_SET_GID)))
+        return make_child(orders, mode, CLONE_VM, pidfd);
     sh_lock(&sh_state.id_lock);
     sh_state.dumpable = (int)SYS(prctl, PR_GET_DUMPABLE);
+    if (sh_state.dumpable < 0) { /* denied: it could not be restored */
+        sh_unlock(&sh_state.id_lock);
+        return start_forked(orders, mode, pidfd);
+    }
     atomic_fetch_add(&sh_state.id_sequence, 1);
-    long pid = clone_child(scratch, CLONE_VM, pidfd);
-    if (sh_state.dumpable == 1)
-        SYS(prctl, PR_SET_DUMPABLE, 1);
+    long pid = make_child(orders, mode, CLONE_VM, pidfd);
+    if (sh_state.dumpable < 2) /* 2 can only be had from an id change */
+        SYS(prctl, PR_SET_DUMPABLE, sh_state.dumpable);
     atomic_fetch_add(&sh_state.id_sequence, 1);
     sh_unlock(&sh_state.id_lock);
-    return pid;
-}
-
-/* With memory of its own, but still suspending us until exec: no pipe needed. */
-static long start_forked(struct sh_scratch *scratch, int *pidfd) {
-    struct sh_result *shared =
-        mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED)
-        return -ENOMEM;
-    volatile struct sh_result *result = scratch->orders.result;
-    scratch->orders.result = shared;
-    long pid = clone_child(scratch, 0, pidfd);
-    result->stage = shared->stage;
-    result->error = shared->error;
-    result->detail = shared->detail;
-    munmap(shared, sizeof *shared);
     return pid;
 }
 
@@ -346,6 +165,65 @@ static int needs_own_memory(const struct sh_request *request) {
     return length != 1 || value == '1';
 }
 
+/* ---- choosing the way ---- */
+
+static int write_word(void *orders) {
+    ((struct sh_orders *)orders)->result->stage = SH_STAGE_EXEC;
+    SYS(exit_group, 0);
+    return 0;
+}
+
+/* qemu-user and valgrind turn vfork into fork: the child's words would be lost.
+ * A child that writes one word tells. */
+static int vfork_is_real(struct sh_orders *orders) {
+    if (orders->avoid & SH_AVOID_VFORK)
+        return 0;
+    orders->result->stage = -1;
+    long pid = clone_on_stack(orders, write_word, CLONE_VM | CLONE_VFORK, NULL);
+    if (pid < 0)
+        return 0;
+    int shared = orders->result->stage == SH_STAGE_EXEC;
+    sh_reap_failed((int)pid, -1);
+    return shared;
+}
+
+/* ENOSYS: before 5.3, or an emulator. EPERM: a seccomp profile that does not
+ * know the call (moby/moby#42680). EINVAL: before 5.5, no CLEAR_SIGHAND. */
+static int is_missing(long error) {
+    return error == -ENOSYS || error == -EPERM || error == -EINVAL;
+}
+
+static long try_shared(struct sh_orders *orders, int own_memory, int *pidfd) {
+    int mode = sh_start_mode();
+    for (;;) {
+        long pid = -ENOSYS;
+        if (mode != SH_START_CLONE3 || !(orders->avoid & SH_AVOID_CLONE3))
+            pid =
+                own_memory ? start_forked(orders, mode, pidfd) : start_shared(orders, mode, pidfd);
+        if (pid >= 0 || !is_missing(pid) || mode != SH_START_CLONE3)
+            return pid;
+        mode = vfork_is_real(orders) ? SH_START_CLONE : SH_START_PIPE;
+        orders->result->stage = 0;
+        atomic_store(&sh_state.start_mode, mode);
+        if (mode == SH_START_PIPE)
+            return pid;
+    }
+}
+
+/* ---- results ---- */
+
+int sh_bury(struct sh_process *process, int pid, int pidfd, int stage, int silent) {
+    int status = sh_reap_failed(pid, pidfd);
+    struct sh_result *result = &process->result;
+    result->started = 1;
+    if (silent) {
+        result->stage = stage;
+        result->error = ECHILD;
+        result->detail = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    }
+    return -result->error;
+}
+
 static int learn_result(struct sh_process *process, long pid, int pidfd) {
     struct sh_result *result = &process->result;
     if (pid < 0)
@@ -355,29 +233,95 @@ static int learn_result(struct sh_process *process, long pid, int pidfd) {
         sh_adopt(process, (int)pid, pidfd);
         return 0;
     }
-    int status = sh_reap_failed((int)pid, pidfd);
-    if (result->error == 0) { /* killed on the way */
-        result->error = ECHILD;
-        result->detail = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-    }
-    return -result->error;
+    return sh_bury(process, (int)pid, pidfd, result->stage, result->error == 0);
 }
 
-int sh_start(const struct sh_request *request, struct sh_process *process) {
-    struct sh_orders *orders;
-    struct sh_scratch *scratch = sh_prepare(request, process, -1, &orders);
-    if (!scratch)
+static int start_in_memory(const struct sh_request *request, struct sh_process *process) {
+    struct sh_orders *orders = sh_prepare(request, process, -1);
+    if (!orders)
         return -process->result.error;
-    memset(&process->result, 0, sizeof process->result);
     orders->result = &process->result;
     int own_memory = needs_own_memory(request);
     int pidfd = -1;
     sh_block_signals(&orders->mask);
-    long pid = own_memory ? start_forked(scratch, &pidfd) : start_shared(scratch, &pidfd);
+    long pid = try_shared(orders, own_memory, &pidfd);
     int error = learn_result(process, pid, pidfd);
     sh_restore_signals(&orders->mask);
-    sh_release(scratch);
+    sh_release(orders);
     return error;
+}
+
+static int read_result(struct sh_process *process, int report, int pid) {
+    char bytes[2 * sizeof process->result];
+    uint32_t length = 0;
+    while (sh_report_read(report, bytes, sizeof bytes, &length) == 1)
+        ; /* signals are blocked; a tracer may still interrupt */
+    int pidfd = sh_pidfd_open(pid);
+    int outcome = sh_report_parse(bytes, length, &process->result);
+    if (outcome != 0)
+        return sh_bury(process, pid, pidfd, SH_STAGE_CLONE, outcome == 2);
+    sh_adopt(process, pid, pidfd);
+    return 0;
+}
+
+struct sh_orders *sh_prepare_report(const struct sh_request *request, struct sh_process *process,
+                                    int ends[2]) {
+    int culprit = -1;
+    int error = sh_report_open(request, ends, &culprit);
+    if (error < 0) {
+        sh_refuse(process, culprit >= 0 ? SH_STAGE_FDS : SH_STAGE_CLONE, -error, culprit);
+        return NULL;
+    }
+    struct sh_orders *orders = sh_prepare(request, process, ends[1]);
+    if (!orders) {
+        SYS(close, ends[1]);
+        sh_report_close(ends[0]);
+        return NULL;
+    }
+    orders->result = &process->result;
+    orders->clear_signals = 1;
+    orders->shared_files = -1;
+    return orders;
+}
+
+/* Where vfork is not real: the report comes through a pipe, and end of file means exec. */
+static int start_by_pipe(const struct sh_request *request, struct sh_process *process) {
+    int ends[2];
+    struct sh_orders *orders = sh_prepare_report(request, process, ends);
+    if (!orders)
+        return -process->result.error;
+    sh_block_signals(&orders->mask);
+    long pid = SYS(clone, SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0)
+        sh_child(orders);
+    SYS(close, ends[1]);
+    int error = pid < 0 ? sh_refuse(process, SH_STAGE_CLONE, (int)-pid, 0)
+                        : read_result(process, ends[0], (int)pid);
+    sh_report_close(ends[0]);
+    sh_restore_signals(&orders->mask);
+    sh_release(orders);
+    return error;
+}
+
+static int start_once(const struct sh_request *request, struct sh_process *process) {
+    memset(&process->result, 0, sizeof process->result);
+    if (sh_start_mode() == SH_START_PIPE)
+        return start_by_pipe(request, process);
+    int error = start_in_memory(request, process);
+    if (error < 0 && sh_start_mode() == SH_START_PIPE && !process->result.started) {
+        memset(&process->result, 0, sizeof process->result);
+        return start_by_pipe(request, process);
+    }
+    return error;
+}
+
+int sh_start(const struct sh_request *request, struct sh_process *process) {
+    int error = start_once(request, process);
+    if (error == 0 || process->result.detail != SH_SHARED_FILES_REFUSED)
+        return error;
+    /* A profile that knows neither close_range nor unshare. */
+    atomic_fetch_or(&sh_state.avoid, SH_AVOID_SHARED_FILES);
+    return start_once(request, process);
 }
 
 int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,
@@ -388,4 +332,26 @@ int sh_run(const struct sh_request *request, struct sh_process *process, int64_t
     SYS(close, log->pipe_end);
     log->pipe_end = -1;
     return error < 0 ? error : sh_wait_log(process, nsec, log);
+}
+
+static struct sh_request complete(const struct sh_request *rest, const char *argv, uint32_t argc,
+                                  const char *env, uint32_t envc) {
+    struct sh_request request = *rest;
+    request.argv = argv;
+    request.argc = argc;
+    request.env = env;
+    request.envc = envc;
+    return request;
+}
+
+int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
+                    uint32_t envc, struct sh_process *process) {
+    struct sh_request request = complete(rest, argv, argc, env, envc);
+    return sh_start(&request, process);
+}
+
+int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
+                  uint32_t envc, struct sh_process *process, struct sh_log *log) {
+    struct sh_request request = complete(rest, argv, argc, env, envc);
+    return sh_run(&request, process, -1, log);
 }

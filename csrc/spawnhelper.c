@@ -106,11 +106,13 @@ static void detach_files(orders_t *orders) {
     if (orders->shared_files < 0)
         return;
     enter(orders, SH_STAGE_FDS);
-    long error = SYS(close_range, orders->shared_files, ~0U, SH_CLOSE_RANGE_UNSHARE);
+    long error = -ENOSYS;
+    if (!(orders->avoid & SH_AVOID_CLOSE_RANGE))
+        error = SYS(close_range, orders->shared_files, ~0U, SH_CLOSE_RANGE_UNSHARE);
     if (error < 0)
         error = SYS(unshare, CLONE_FILES);
     if (error < 0)
-        fail(orders, SH_STAGE_FDS, error, -1);
+        fail(orders, SH_STAGE_FDS, error, SH_SHARED_FILES_REFUSED);
 }
 
 /* The lowest free number that is no target; a duplicate left on a target is
@@ -194,9 +196,9 @@ static void close_all(orders_t *orders, int from, int to) {
         SYS(close, from); /* never retried: the number is free even on EINTR */
         return;
     }
-    if (SYS(close_range, from, to, 0) == 0)
+    if (!(orders->avoid & SH_AVOID_CLOSE_RANGE) && SYS(close_range, from, to, 0) == 0)
         return;
-    if (close_listed(from, to) >= 0)
+    if (!(orders->avoid & SH_AVOID_LISTING) && close_listed(from, to) >= 0)
         return;
     long error = close_counted(from, to);
     if (error < 0)
@@ -205,6 +207,8 @@ static void close_all(orders_t *orders, int from, int to) {
 
 static void keep(orders_t *orders, int fd) {
     long error = SYS(fcntl, fd, F_SETFD, 0);
+    if (error == -EBADF && (orders->request->flags & SH_STANDARD_FDS))
+        return; /* a standard stream that is closed stays closed */
     if (error < 0)
         fail(orders, SH_STAGE_FDS, error, fd);
 }

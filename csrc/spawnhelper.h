@@ -33,9 +33,9 @@ enum sh_stage {
 };
 
 enum sh_request_flags {
-    SH_LOOKUP = 1 << 0,       /* file is a name to be looked up in the command's PATH */
+    SH_LOOKUP = 1 << 0,       /* a program without slash is looked up in the command's PATH */
     SH_CLOSE_FDS = 1 << 1,    /* the command keeps the fd map's keys and nothing else */
-    SH_STANDARD_FDS = 1 << 2, /* keys of the fd map that are closed here are dropped */
+    SH_STANDARD_FDS = 1 << 2, /* the fd map may name descriptors that are closed; they stay so */
     SH_SET_UID = 1 << 3,
     SH_SET_GID = 1 << 4,
     SH_SET_GROUPS = 1 << 5,
@@ -63,6 +63,27 @@ struct sh_result {
     int32_t started; /* 1 when a child existed */
 };
 
+/* Kernel features that may be missing, or denied by a seccomp filter. */
+enum sh_avoid {
+    SH_AVOID_CLONE3 = 1 << 0,
+    SH_AVOID_VFORK = 1 << 1, /* as if memory were not really shared */
+    SH_AVOID_PIDFD = 1 << 2,
+    SH_AVOID_CLOSE_RANGE = 1 << 3,
+    SH_AVOID_LISTING = 1 << 4, /* /proc/self/fd */
+    SH_AVOID_SHARED_FILES = 1 << 5,
+};
+
+/* How a command is started; the first that works here, decided once. */
+enum sh_start {
+    SH_START_CLONE3, /* shares our memory until exec */
+    SH_START_CLONE,  /* likewise; signals are reset one by one */
+    SH_START_PIPE,   /* a plain fork that reports through a pipe: vfork is not real here */
+};
+
+/* sh_result.detail: the child could not detach from our fd table. The parent
+ * starts it again with a copy; nothing else had been done. */
+enum { SH_SHARED_FILES_REFUSED = -2 };
+
 enum sh_state {
     SH_NEW,     /* nothing was started */
     SH_RUNNING, /* ours to wait for */
@@ -74,14 +95,14 @@ enum sh_state {
 /* The handle's memory: it exists before the child does. */
 struct sh_process {
     int32_t pid;
-    int32_t pidfd;     /* -1: none, or closed after reaping */
+    int32_t pidfd;     /* 0: none, or closed after reaping; never 0, 1, 2 */
     int32_t state;     /* enum sh_state */
     int32_t status;    /* wait status, when ended */
-    int32_t owner;     /* pid of the process that may wait for it */
-    uint32_t forks;    /* and how many forks lay behind that process */
+    uint32_t forks;    /* forks before the process that may wait for it */
     uint32_t lock;     /* guards all fields between start and end */
-    int32_t users;     /* threads blocked on pidfd */
-    int32_t report;    /* read end of the report pipe while a pre_exec child starts, or -1 */
+    int32_t users;     /* threads blocked in a wait */
+    int32_t zombie;    /* 1: ended, but still to be reaped (without pidfd only) */
+    int32_t report;    /* read end of the report pipe while a pre_exec child starts, or 0 */
     int64_t user_usec; /* rusage of the command */
     int64_t system_usec;
     int64_t maxrss_kib;
@@ -107,7 +128,7 @@ struct sh_orders {
     char *const *argv;
     char *const *envp;
     const char *file;
-    const struct sh_fdpair *fds; /* the request's, less the dropped standard ones */
+    const struct sh_fdpair *fds;
     uint32_t nfds;
     const struct sh_fdstep *steps;
     uint32_t nsteps;
@@ -115,6 +136,7 @@ struct sh_orders {
     int shared_files;  /* >= 0: the fd table is the parent's; detach, keeping fds below this */
     int clear_signals; /* the clone did not reset caught signals */
     int report;        /* write end of the report pipe; -1: result is shared memory */
+    uint32_t avoid;    /* enum sh_avoid */
     uint64_t mask;     /* the command's signal mask */
     volatile struct sh_result *result;
 };
@@ -126,20 +148,40 @@ _Noreturn void sh_child_execute(const struct sh_orders *orders);
 _Noreturn void sh_child_fail(const struct sh_orders *orders, int stage, int error, int detail,
                              const char *text, uint32_t length);
 
-/* launch.c: the start. Runs in the parent, without the GIL. */
+/* state.c */
 
 /* Once, at import. */
 int sh_initialize(void);
+/* Does without these features (enum sh_avoid) from now on: for tests. */
+void sh_avoid(uint32_t features);
+/* How commands are started now: an enum sh_start. */
+int sh_start_mode(void);
+
+/* launch.c: the start. Runs in the parent, without the GIL. */
+
 const char *sh_stage_name(int stage);
 /* 0, or a negative errno with process->result filled in. */
 int sh_start(const struct sh_request *request, struct sh_process *process);
 /* sh_start, then sh_wait_log (sh_wait when log is NULL); log->pipe_end is closed between. */
 int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,
            struct sh_log *log);
+/* The same for a request whose argv and env are given beside it: Python then
+ * passes its bytes without a copy, and one request serves many calls. */
+int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
+                    uint32_t envc, struct sh_process *process);
+int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
+                  uint32_t envc, struct sh_process *process, struct sh_log *log);
+
+/* orders.c */
+
 /* First executable regular file along path: 0 with its name in buffer, or a negative errno. */
 int sh_find(const char *name, const char *path, const char *cwd, char *buffer, uint32_t size);
 
 /* wait.c: the handle's life after the start. */
+
+/* Python runs signal handlers in its main thread only, but the kernel may hand
+ * the signal to any: without a limit the main thread looks up this often. */
+enum { SH_SLICE_NSEC = 50000000 };
 
 /* 1: ended; 0: not yet: the time is over or a signal came, whose handler only
  * Python can run; -EPERM: not a child of this process. nsec < 0: no limit. */
@@ -148,14 +190,12 @@ int sh_wait(struct sh_process *process, int64_t nsec);
 int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log);
 /* 0 (also when the process has ended), or a negative errno. */
 int sh_signal(struct sh_process *process, int number);
-/* Leaves the child to the caller: its pid, or a negative errno. */
+/* Leaves the child to the caller: its pid; or -ECHILD, with the result filled
+ * in, if a signal killed it before exec. */
 int sh_give(struct sh_process *process);
 /* Closes what the handle still holds, without waiting. */
 void sh_drop(struct sh_process *process);
 int sh_mine(const struct sh_process *process);
-void sh_adopt(struct sh_process *process, int pid, int pidfd);
-/* Reaps a child that never became the command; its wait status. */
-int sh_reap_failed(int pid, int pidfd);
 
 /* pyfork.c: the slow path, with Python code before exec. */
 
@@ -166,14 +206,5 @@ int sh_fork(const struct sh_request *request, struct sh_process *process,
  * negative with process->result filled in. bytes receives one or two struct
  * sh_result, then text that says what pre_exec raised. */
 int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint32_t *length);
-
-/* launch.c, for pyfork.c */
-struct sh_scratch;
-struct sh_scratch *sh_prepare(const struct sh_request *request, struct sh_process *process,
-                              int reserved, struct sh_orders **orders);
-void sh_release(struct sh_scratch *scratch);
-void sh_block_signals(uint64_t *before);
-void sh_restore_signals(const uint64_t *before);
-int sh_refuse(struct sh_process *process, int stage, int error, int detail);
 
 #endif

@@ -3,13 +3,12 @@
 #define SPAWNHELPER_STATE_H
 
 #include <limits.h>
-#include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
 #include "sys.h"
 
-enum { SH_POOL = 16 };
+enum { SH_POOL = 16, SH_REPORTS = 64 };
 
 struct sh_state_of_process {
     uint32_t forks; /* forks between the import and this process */
@@ -19,16 +18,29 @@ struct sh_state_of_process {
     _Atomic uint32_t id_sequence; /* odd while such a child is on its way */
     int dumpable;                 /* PR_GET_DUMPABLE before the last of them */
     _Atomic(void *) scratch[SH_POOL];
+    _Atomic int start_mode;       /* enum sh_start */
+    _Atomic uint32_t avoid;       /* enum sh_avoid: forced by a test, or found missing */
+    _Atomic uint32_t report_lock; /* no fork between opening a pipe and its note here */
+    struct {
+        int fd; /* plus 1; 0: unused */
+        uint64_t inode;
+    } reports[SH_REPORTS]; /* report pipes of the starts under way */
 };
 
 extern struct sh_state_of_process sh_state;
+extern __thread int sh_own_report; /* write end kept by the fork that this thread is making */
 
-/* A lock whose word is the holder's pid: after a fork the copy of a held lock
- * names another process, and is free. */
+static inline int sh_avoids(uint32_t feature) {
+    return (atomic_load_explicit(&sh_state.avoid, memory_order_relaxed) & feature) != 0;
+}
+
+/* A lock whose word tells the holder's process: after a fork the copy of a held
+ * lock names another one, and is free. */
 #define SH_LOCK_WAITERS 0x80000000U
+enum { SH_FUTEX_WAIT_PRIVATE = 128, SH_FUTEX_WAKE_PRIVATE = 129 }; /* linux/futex.h */
 
 static inline void sh_lock(_Atomic uint32_t *word) {
-    uint32_t me = (uint32_t)sh_raw(SYS_getpid, 0, 0, 0, 0, 0, 0);
+    uint32_t me = sh_state.forks + 1;
     for (;;) {
         uint32_t seen = 0;
         if (atomic_compare_exchange_strong(word, &seen, me))
@@ -40,13 +52,13 @@ static inline void sh_lock(_Atomic uint32_t *word) {
         }
         uint32_t waited = me | SH_LOCK_WAITERS;
         if (seen == waited || atomic_compare_exchange_strong(word, &seen, waited))
-            sh_raw(SYS_futex, (long)word, FUTEX_WAIT_PRIVATE, (long)waited, 0, 0, 0);
+            sh_raw(SYS_futex, (long)word, SH_FUTEX_WAIT_PRIVATE, (long)waited, 0, 0, 0);
     }
 }
 
 static inline void sh_unlock(_Atomic uint32_t *word) {
     if (atomic_exchange(word, 0) & SH_LOCK_WAITERS)
-        sh_raw(SYS_futex, (long)word, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
+        sh_raw(SYS_futex, (long)word, SH_FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
 }
 
 #endif

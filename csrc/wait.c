@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "spawnhelper.h"
+#include "parent.h"
 #include "state.h"
 #include "sys.h"
 
@@ -19,32 +19,40 @@
 #define P_PIDFD 3
 #endif
 
+static int pidfd_of(const struct sh_process *process) {
+    return process->pidfd > 0 ? process->pidfd : -1;
+}
+
 static void lock(struct sh_process *process) { sh_lock((_Atomic uint32_t *)&process->lock); }
 static void unlock(struct sh_process *process) { sh_unlock((_Atomic uint32_t *)&process->lock); }
 
-/* A pidfd on 0, 1 or 2, closed in this program, would be the next command's. */
+/* A pidfd on 0, 1 or 2, closed in this program, would be the next command's. If
+ * there is no other number it is given up. */
 static int off_standard(int fd) {
     if (fd > STDERR_FILENO)
         return fd;
     long moved = SYS(fcntl, fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-    if (moved < 0)
-        return fd;
     SYS(close, fd);
-    return (int)moved;
+    return moved < 0 ? 0 : (int)moved;
 }
 
 void sh_adopt(struct sh_process *process, int pid, int pidfd) {
-    process->owner = (int)SYS(getpid);
     process->forks = sh_state.forks;
     process->pid = pid;
-    process->pidfd = pidfd < 0 ? -1 : off_standard(pidfd);
+    process->pidfd = pidfd < 0 ? 0 : off_standard(pidfd);
     process->state = SH_RUNNING;
 }
 
-/* After a fork the copy of a handle speaks of a stranger's child. The pid alone
- * would not do: a fork into a new pid namespace can repeat it. */
-int sh_mine(const struct sh_process *process) {
-    return process->owner == (int)SYS(getpid) && process->forks == sh_state.forks;
+/* After a fork the copy of a handle speaks of a stranger's child. The number of
+ * forks tells: along a line of descent no two processes share it. (A pid would
+ * not do: a fork into a new pid namespace can repeat it.) */
+int sh_mine(const struct sh_process *process) { return process->forks == sh_state.forks; }
+
+int sh_pidfd_open(int pid) {
+    if (sh_avoids(SH_AVOID_PIDFD))
+        return -1;
+    long fd = SYS(pidfd_open, pid, 0);
+    return fd < 0 ? -1 : (int)fd;
 }
 
 static long reap(int pid, int pidfd, int flags, siginfo_t *info, struct rusage *usage) {
@@ -75,33 +83,47 @@ static int64_t to_usec(const struct timeval *time) {
     return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
 }
 
-/* Under the lock. Takes the status if the process has ended; leaves it alone if not. */
-static void try_reap(struct sh_process *process) {
+static void record(struct sh_process *process, const siginfo_t *info, const struct rusage *usage) {
+    process->status = to_status(info);
+    process->user_usec = to_usec(&usage->ru_utime);
+    process->system_usec = to_usec(&usage->ru_stime);
+    process->maxrss_kib = usage->ru_maxrss;
+    process->state = SH_ENDED;
+}
+
+/* Under the lock. Takes the status if the process has ended; leaves it alone if
+ * not. ECHILD: someone's waitpid(-1) was faster, or SIGCHLD is ignored. Until
+ * it has ended the kernel still knows it as our child. */
+static void try_reap(struct sh_process *process, int flags) {
     if (process->state != SH_RUNNING)
         return;
     siginfo_t info;
     struct rusage usage;
-    long error = reap(process->pid, process->pidfd, WNOHANG, &info, &usage);
+    long error = reap(process->pid, pidfd_of(process), WNOHANG | flags, &info, &usage);
     if (error == -ECHILD) {
-        /* Someone's waitpid(-1) was faster, or SIGCHLD is ignored. Until it
-         * has ended the kernel still knows it as our child. */
         process->state = SH_LOST;
     } else if (error == 0 && info.si_pid != 0) {
-        process->status = to_status(&info);
-        process->user_usec = to_usec(&usage.ru_utime);
-        process->system_usec = to_usec(&usage.ru_stime);
-        process->maxrss_kib = usage.ru_maxrss;
-        process->state = SH_ENDED;
+        record(process, &info, &usage);
+        process->zombie = (flags & WNOWAIT) != 0;
     }
 }
 
-/* Under the lock. The last of the threads that poll the pidfd closes it. */
-static void close_pidfd(struct sh_process *process) {
-    if (process->state == SH_RUNNING || process->users > 0 || process->pidfd < 0)
+/* Under the lock. The last thread out of a wait closes the pidfd, which others
+ * poll; or reaps, so that nobody waits for a pid that is free again. */
+static void clean_up(struct sh_process *process) {
+    if (process->state == SH_RUNNING || process->users > 0)
         return;
-    SYS(close, process->pidfd);
-    process->pidfd = -1;
+    if (process->zombie) {
+        siginfo_t info;
+        reap(process->pid, -1, WNOHANG, &info, NULL);
+        process->zombie = 0;
+    }
+    if (process->pidfd > 0)
+        SYS(close, process->pidfd);
+    process->pidfd = 0;
 }
+
+static int in_main_thread(void) { return SYS(gettid) == SYS(getpid); }
 
 static int64_t now(void) {
     struct timespec time;
@@ -109,22 +131,52 @@ static int64_t now(void) {
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
+/* A wait with a limit is cut into slices, too. */
 static int64_t deadline_after(int64_t nsec) {
     if (nsec < 0)
         return -1;
+    if (nsec > SH_SLICE_NSEC && in_main_thread())
+        nsec = SH_SLICE_NSEC;
     int64_t start = now();
     return nsec > INT64_MAX - start ? INT64_MAX : start + nsec;
 }
 
-/* >0: ready; 0: the deadline is over; <0: errno. A deadline < 0 never comes. */
+/* >0: ready; 0: the deadline is over; <0: errno. A deadline < 0 never comes,
+ * but the main thread looks up now and then. */
 static long poll_until(struct pollfd *fds, unsigned count, int64_t deadline) {
-    if (deadline < 0)
-        return SYS(ppoll, fds, count, NULL, NULL, 0);
+    if (deadline < 0) {
+        struct timespec slice = {.tv_nsec = SH_SLICE_NSEC};
+        return SYS(ppoll, fds, count, in_main_thread() ? &slice : NULL, NULL, 0);
+    }
     int64_t left = deadline - now();
     if (left < 0)
         left = 0;
     struct timespec wait = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
     return SYS(ppoll, fds, count, &wait, NULL, 0);
+}
+
+/* Without a pidfd there is nothing to poll: look again, ever more rarely, up to
+ * 5 ms. Only a wait without limit can sleep in the kernel. */
+static long await_pid(struct sh_process *process, int64_t deadline) {
+    if (deadline < 0 && in_main_thread())
+        deadline = now() + SH_SLICE_NSEC;
+    struct timespec pause = {0, 20000};
+    siginfo_t info;
+    struct rusage usage;
+    for (;;) {
+        memset(&info, 0, sizeof info);
+        int flags = WEXITED | WNOWAIT | __WALL | (deadline < 0 ? 0 : WNOHANG);
+        long error = SYS(waitid, P_PID, process->pid, &info, flags, &usage);
+        if (error == -EINTR || error == -ECHILD || (error == 0 && info.si_pid != 0))
+            return error == -EINTR ? error : 1;
+        if (now() >= deadline)
+            return 0;
+        error = SYS(clock_nanosleep, CLOCK_MONOTONIC, 0, &pause, NULL);
+        if (error == -EINTR)
+            return error;
+        if (pause.tv_nsec < 5000000)
+            pause.tv_nsec += pause.tv_nsec / 4;
+    }
 }
 
 static int wait_until(struct sh_process *process, int64_t deadline) {
@@ -135,18 +187,18 @@ static int wait_until(struct sh_process *process, int64_t deadline) {
         unlock(process);
         return 1;
     }
-    struct pollfd fd = {.fd = process->pidfd, .events = POLLIN};
+    struct pollfd fd = {.fd = pidfd_of(process), .events = POLLIN};
     process->users++;
     unlock(process);
 
-    long ready = poll_until(&fd, 1, deadline);
+    long ready = fd.fd >= 0 ? poll_until(&fd, 1, deadline) : await_pid(process, deadline);
 
     lock(process);
     process->users--;
     if (ready > 0)
-        try_reap(process);
+        try_reap(process, fd.fd >= 0 ? 0 : WNOWAIT);
     int ended = process->state != SH_RUNNING;
-    close_pidfd(process);
+    clean_up(process);
     unlock(process);
     if (ended)
         return 1;
@@ -162,18 +214,44 @@ int sh_signal(struct sh_process *process, int number) {
         return -EPERM;
     lock(process);
     long error = 0;
-    if (process->state == SH_RUNNING)
-        error = SYS(pidfd_send_signal, process->pidfd, number, NULL, 0);
+    if (process->state == SH_RUNNING) {
+        error =
+            process->pidfd == 0 ? -ENOSYS : SYS(pidfd_send_signal, process->pidfd, number, NULL, 0);
+        if (error == -ENOSYS || error == -EPERM) /* by pid: ours until reaped, under this lock */
+            error = SYS(kill, process->pid, number);
+    }
     unlock(process);
     return error == -ESRCH ? 0 : (int)error; /* reaped by somebody else */
+}
+
+/* Only exec sets the exit signal (execve(2)), and __WCLONE finds children
+ * without. One that is killed when the mask is restored has none yet: the
+ * caller's waitpid would not find it. */
+static int died_before_exec(const struct sh_process *process, siginfo_t *info) {
+    long error;
+    do {
+        memset(info, 0, sizeof *info);
+        error = SYS(waitid, P_PID, process->pid, info, WEXITED | WNOWAIT | __WCLONE, NULL);
+    } while (error == -EINTR);
+    return error == 0 && info->si_pid != 0;
 }
 
 int sh_give(struct sh_process *process) {
     if (!sh_mine(process))
         return -EPERM;
     lock(process);
+    siginfo_t info;
+    if (died_before_exec(process, &info)) {
+        process->result.stage = SH_STAGE_EXEC;
+        process->result.error = ECHILD;
+        process->result.detail = info.si_status;
+        try_reap(process, 0);
+        clean_up(process);
+        unlock(process);
+        return -ECHILD;
+    }
     process->state = SH_GIVEN;
-    close_pidfd(process);
+    clean_up(process);
     unlock(process);
     return process->pid;
 }
@@ -182,12 +260,12 @@ void sh_drop(struct sh_process *process) {
     if (process->state == SH_NEW || !sh_mine(process))
         return; /* another process's table: that number may be anybody's here */
     lock(process);
-    if (process->pidfd >= 0)
+    if (process->pidfd > 0)
         SYS(close, process->pidfd);
-    process->pidfd = -1;
-    if (process->report >= 0)
-        SYS(close, process->report);
-    process->report = -1;
+    process->pidfd = 0;
+    if (process->report > 0)
+        sh_report_close(process->report);
+    process->report = 0;
     unlock(process);
 }
 
@@ -253,10 +331,34 @@ static void note_end(struct sh_log *log) {
     log->left = waiting;
 }
 
+static int has_ended(struct sh_process *process) {
+    siginfo_t info = {0};
+    long error =
+        SYS(waitid, P_PID, process->pid, &info, WEXITED | WNOWAIT | WNOHANG | __WALL, NULL);
+    return error == -ECHILD || info.si_pid != 0;
+}
+
+/* Without a pidfd: look every 10 ms whether the command has ended. */
+static long poll_output(struct sh_process *process, struct pollfd *fds, int64_t deadline) {
+    if (process->pidfd > 0)
+        return poll_until(fds, 2, deadline);
+    for (;;) {
+        int64_t soon = now() + 10000000;
+        long ready = poll_until(fds, 1, deadline >= 0 && deadline < soon ? deadline : soon);
+        if (ready < 0)
+            return ready;
+        fds[1].revents = has_ended(process) ? POLLIN : 0;
+        if (ready > 0 || fds[1].revents)
+            return 1;
+        if (deadline >= 0 && now() >= deadline)
+            return 0;
+    }
+}
+
 static int await_output(struct sh_process *process, struct sh_log *log, int64_t deadline) {
     struct pollfd fds[2] = {{.fd = log->source, .events = POLLIN},
-                            {.fd = process->pidfd, .events = POLLIN}};
-    long ready = poll_until(fds, 2, deadline);
+                            {.fd = pidfd_of(process), .events = POLLIN}};
+    long ready = poll_output(process, fds, deadline);
     if (ready <= 0)
         return ready == -EINTR ? 0 : (int)ready;
     if (fds[1].revents)
@@ -299,7 +401,7 @@ static int copy_output(struct sh_process *process, struct sh_log *log, int64_t d
 int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log) {
     if (!sh_mine(process))
         return -EPERM;
-    int64_t deadline = deadline_after(nsec);
+    int64_t deadline = deadline_after(nsec < 0 && in_main_thread() ? SH_SLICE_NSEC : nsec);
     uint64_t before = block_sigpipe();
     int done = copy_output(process, log, deadline);
     restore_sigpipe(before);

@@ -13,6 +13,11 @@ enum sh_request_flags {
     SH_LOOKUP, SH_CLOSE_FDS, SH_STANDARD_FDS, SH_SET_UID, SH_SET_GID, SH_SET_GROUPS, SH_SET_UMASK,
     ...
 };
+enum sh_avoid {
+    SH_AVOID_CLONE3, SH_AVOID_VFORK, SH_AVOID_PIDFD, SH_AVOID_CLOSE_RANGE, SH_AVOID_LISTING,
+    SH_AVOID_SHARED_FILES, ...
+};
+enum sh_start { SH_START_CLONE3, SH_START_CLONE, SH_START_PIPE, ... };
 enum sh_state { SH_NEW, SH_RUNNING, SH_ENDED, SH_LOST, SH_GIVEN, ... };
 
 struct sh_request {
@@ -25,9 +30,9 @@ struct sh_request {
 };
 struct sh_result { int32_t stage, error, detail, started; };
 struct sh_process {
-    int32_t pid, pidfd, state, status, owner;
+    int32_t pid, pidfd, state, status;
     uint32_t forks, lock;
-    int32_t users, report;
+    int32_t users, zombie, report;
     int64_t user_usec, system_usec, maxrss_kib;
     struct sh_result result;
 };
@@ -41,10 +46,13 @@ struct sh_log {
 struct sh_orders { ...; };
 
 int sh_initialize(void);
+void sh_avoid(uint32_t features);
+int sh_start_mode(void);
 const char *sh_stage_name(int stage);
-int sh_start(const struct sh_request *request, struct sh_process *process);
-int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,
-           struct sh_log *log);
+int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
+                    uint32_t envc, struct sh_process *process);
+int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
+                  uint32_t envc, struct sh_process *process, struct sh_log *log);
 int sh_find(const char *name, const char *path, const char *cwd, char *buffer, uint32_t size);
 int sh_wait(struct sh_process *process, int64_t nsec);
 int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log);
@@ -66,11 +74,20 @@ ffi.cdef(CDEF)
 ffi.set_source(
     "spawnhelper._spawnhelper",
     '#include "spawnhelper.h"\n',
-    sources=["csrc/launch.c", "csrc/wait.c", "csrc/pyfork.c", "csrc/fdplan.c"],
+    sources=[
+        "csrc/state.c",
+        "csrc/orders.c",
+        "csrc/report.c",
+        "csrc/launch.c",
+        "csrc/wait.c",
+        "csrc/pyfork.c",
+        "csrc/fdplan.c",
+    ],
     include_dirs=["csrc"],
     depends=[
         "csrc/spawnhelper.h",
         "csrc/spawnhelper.c",
+        "csrc/parent.h",
         "csrc/fdplan.h",
         "csrc/state.h",
         "csrc/sys.h",

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
-from _thread import get_ident
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from . import _errors, _state
 from ._errors import Stage
-from ._request import Request
+from ._request import PLAIN, Options, Request
 from ._spawnhelper import ffi, lib
 
 _PROCESS = ffi.typeof("struct sh_process *")
@@ -32,11 +30,39 @@ _error = lib.sh_initialize()
 if _error:
     raise ImportError(f"spawnhelper: pthread_atfork: {os.strerror(-_error)}")
 
-_STANDARD_FDS = _new(_FDS, [(0, 0), (1, 1), (2, 2)])
+# For tests: kernel features to do without, by name, separated by commas.
+_AVOIDABLE = {
+    "clone3": lib.SH_AVOID_CLONE3,
+    "vfork": lib.SH_AVOID_VFORK,
+    "pidfd": lib.SH_AVOID_PIDFD,
+    "close_range": lib.SH_AVOID_CLOSE_RANGE,
+    "listing": lib.SH_AVOID_LISTING,
+    "shared_files": lib.SH_AVOID_SHARED_FILES,
+}
 
-# Signal handlers run in the main thread only, but the kernel may deliver a
-# signal to any thread: the main thread looks up this often from a blocking wait.
-_SLICE_NSEC = 50_000_000
+
+def avoid(names: str) -> None:
+    """Do without kernel features from now on, as if they were missing.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    features = 0
+    for name in filter(None, names.split(",")):
+        if name not in _AVOIDABLE:
+            raise ValueError(f"SPAWNHELPER_AVOID: {name!r} is none of {sorted(_AVOIDABLE)}")
+        features |= _AVOIDABLE[name]
+    lib.sh_avoid(features)
+
+
+def start_mode() -> str:
+    """How commands are started here: clone3, clone or pipe (docs/kernels.md)."""
+    return ("clone3", "clone", "pipe")[lib.sh_start_mode()]
+
+
+avoid(os.environ.get("SPAWNHELPER_AVOID", ""))
+
+_STANDARD_FDS = _new(_FDS, [(0, 0), (1, 1), (2, 2)])
 
 LOG_BUFFER_SIZE = 65536
 
@@ -46,16 +72,12 @@ Log = Any  # struct sh_log *
 
 def new_handle() -> Handle:
     """Memory for one child, before there is one."""
-    handle = _new(_PROCESS)
-    handle.pidfd = handle.report = -1
-    return handle
+    return _new(_PROCESS)
 
 
-def _to_c(request: Request) -> tuple[Any, Any]:
-    """The request as C reads it, and what must live as long."""
-    argv, argc, env, envc, file, lookup, cwd, fds, close_fds, uid, gid, groups, umask, _, _ = (
-        request
-    )
+def _to_c(options: Options) -> tuple[Any, Any]:
+    """The options as C reads them, and what must live as long."""
+    file, lookup, cwd, fds, close_fds, uid, gid, groups, umask, _ = options
     flags = _LOOKUP if lookup else 0
     if close_fds:
         flags |= lib.SH_CLOSE_FDS
@@ -64,10 +86,9 @@ def _to_c(request: Request) -> tuple[Any, Any]:
         pairs, npairs = _STANDARD_FDS, 3
     else:
         pairs, npairs = _new(_FDS, sorted(fds.items())), len(fds)
-    argv_c, env_c, file_c = _from_buffer(argv), _from_buffer(env), _from_buffer(file)
+    file_c = _NULL if file is None else _from_buffer(file)
     cwd_c = _NULL if cwd is None else _from_buffer(cwd)
-    groups_c = _NULL
-    ngroups = 0
+    groups_c, ngroups = _NULL, 0
     if uid is not None:
         flags |= lib.SH_SET_UID
     if gid is not None:
@@ -77,26 +98,12 @@ def _to_c(request: Request) -> tuple[Any, Any]:
     if groups is not None:
         flags |= lib.SH_SET_GROUPS
         groups_c, ngroups = _new(_IDS, groups), len(groups)
-    c = _new(
-        _REQUEST,
-        (
-            argv_c,
-            env_c,
-            file_c,
-            cwd_c,
-            pairs,
-            groups_c,
-            argc,
-            envc,
-            npairs,
-            ngroups,
-            uid or 0,
-            gid or 0,
-            umask or 0,
-            flags,
-        ),
-    )
-    return c, (argv_c, env_c, file_c, cwd_c, pairs, groups_c)
+    numbers = (0, 0, npairs, ngroups, uid or 0, gid or 0, umask or 0, flags)
+    c = _new(_REQUEST, (_NULL, _NULL, file_c, cwd_c, pairs, groups_c, *numbers))
+    return c, (file_c, cwd_c, pairs, groups_c)
+
+
+_PLAIN_C, _ = _to_c(PLAIN)
 
 
 def find_in_env(request: Request) -> bytes | None:
@@ -108,8 +115,8 @@ def find_in_env(request: Request) -> bytes | None:
             break
     size = 4096
     found = _new("char[]", size)
-    cwd = _NULL if request.cwd is None else request.cwd
-    if lib.sh_find(request.file, path, cwd, found, size) < 0:
+    cwd = request.options.cwd
+    if lib.sh_find(request.file, path, _NULL if cwd is None else cwd, found, size) < 0:
         return None
     name: bytes = ffi.string(found)
     return name
@@ -117,16 +124,18 @@ def find_in_env(request: Request) -> bytes | None:
 
 def _failure(request: Request, handle: Handle) -> BaseException:
     """The exception for a start that failed."""
-    result = handle.result
+    result, options = handle.result, request.options
     stage, error, started = Stage(result.stage), result.error, result.started
-    if stage is Stage.EXEC and error == errno.ENOENT and request.lookup and not started:
-        return _errors.command_not_found(request.program)
     program = request.program
-    if request.lookup and started:
+    if not isinstance(program, (str, bytes)):
+        program = os.fspath(program)
+    if options.lookup and b"/" not in request.file:
+        if stage is Stage.EXEC and error == errno.ENOENT and not started:
+            return _errors.command_not_found(program)
         found = find_in_env(request)
         if found is not None:
             program = os.fsdecode(found)
-    return _errors.failure(stage, error, result.detail, program, request.cwd)
+    return _errors.failure(stage, error, result.detail, program, options.cwd)
 
 
 def start(request: Request, handle: Handle) -> None:
@@ -137,28 +146,27 @@ def start(request: Request, handle: Handle) -> None:
     """
     if _state.dropped:
         reap_dropped()
-    if request.pre_exec is not None:
+    argv, argc, env, envc, options, _ = request
+    if options.pre_exec is not None:
         _start_with_python(request, handle)
         return
-    c, _alive = _to_c(request)
-    if lib.sh_start(c, handle) < 0:
+    c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
+    if lib.sh_start_packed(c, argv, argc, env, envc, handle) < 0:
         raise _failure(request, handle)
-
-
-def _slice() -> int:
-    return _SLICE_NSEC if get_ident() == threading.main_thread().ident else -1
 
 
 def run(request: Request, handle: Handle, log: Log | None) -> int:
     """Start, wait and copy output in one call without the GIL: the returncode."""
-    if request.pre_exec is not None:
+    argv, argc, env, envc, options, _ = request
+    if options.pre_exec is not None:
         start(request, handle)
         wait(handle, None, log)
         return returncode(handle)
     if _state.dropped:
         reap_dropped()
-    c, _alive = _to_c(request)
-    done = lib.sh_run(c, handle, _slice(), _NULL if log is None else log)
+    c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
+    log_c = _NULL if log is None else log
+    done = lib.sh_run_packed(c, argv, argc, env, envc, handle, log_c)
     if done != 1:
         if handle.state == _NEW:
             raise _failure(request, handle)
@@ -175,12 +183,10 @@ def wait(handle: Handle, timeout: float | None, log: Log | None = None) -> bool:
         RuntimeError: it is the child of another process, from which this one was forked.
     """
     deadline = None if timeout is None else monotonic() + timeout
-    longest = _slice()
+    nsec = -1
     while True:
-        nsec = longest
         if deadline is not None:
-            left = max(0, int((deadline - monotonic()) * 1e9))
-            nsec = left if longest < 0 else min(left, longest)
+            nsec = max(0, int((deadline - monotonic()) * 1e9))
         done = lib.sh_wait(handle, nsec) if log is None else lib.sh_wait_log(handle, nsec, log)
         if done == 1:
             return True
@@ -193,7 +199,7 @@ def wait(handle: Handle, timeout: float | None, log: Log | None = None) -> bool:
 def _wait_error(handle: Handle, error: int) -> BaseException:
     if error == errno.EPERM:
         return RuntimeError(
-            f"process {handle.pid} is a child of process {handle.owner}, not of this one"
+            f"process {handle.pid} is a child of the process that this one was forked from"
         )
     return OSError(error, os.strerror(error))
 
@@ -202,6 +208,17 @@ def is_ended(handle: Handle) -> bool:
     """Whether its end has been seen."""
     state: int = handle.state
     return state in (_ENDED, _LOST)
+
+
+def pidfd(handle: Handle) -> int:
+    """The descriptor, or -1."""
+    return handle.pidfd or -1
+
+
+def is_spent(handle: Handle) -> bool:
+    """Whether it ended and holds nothing any more."""
+    spent: bool = handle.state == _ENDED and handle.pidfd == handle.report == 0
+    return spent
 
 
 def is_ours(handle: Handle) -> bool:
@@ -240,9 +257,15 @@ def signal(handle: Handle, number: int) -> None:
         raise OSError(-error, os.strerror(-error))
 
 
-def give(handle: Handle) -> int:
-    """Leave the child to the caller, who reaps it: its pid."""
+def give(request: Request, handle: Handle) -> int:
+    """Leave the child to the caller, who reaps it: its pid.
+
+    Raises:
+        SpawnError: a signal killed it before exec.
+    """
     pid: int = lib.sh_give(handle)
+    if pid < 0:
+        raise _failure(request, handle)
     return pid
 
 
@@ -282,11 +305,13 @@ _TEXT_SIZE = 4096
 
 
 def _start_with_python(request: Request, handle: Handle) -> None:
-    c, _alive = _to_c(request)
+    c, _alive = _to_c(request.options)
+    argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
+    c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
     orders = _new("struct sh_orders **")
     forked = lib.sh_fork(c, handle, orders)
     if forked == 1:
-        _run_child(request.pre_exec, orders[0])
+        _run_child(request.options.pre_exec, orders[0])
     if forked < 0:
         raise _failure(request, handle)
     size = ffi.sizeof("struct sh_result") + _TEXT_SIZE
@@ -299,7 +324,7 @@ def _start_with_python(request: Request, handle: Handle) -> None:
     if handle.result.stage == Stage.PRE_EXEC and length[0] > 0:
         text = ffi.buffer(record, length[0])[ffi.sizeof("struct sh_result") :]
         message = text.decode("utf-8", "replace")
-        raise _errors.pre_exec_failure(handle.result.error, message, request.program)
+        raise _errors.pre_exec_failure(handle.result.error, message, request.file)
     raise _failure(request, handle)
 
 

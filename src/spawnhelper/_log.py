@@ -16,15 +16,16 @@ COPIER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_tee")
 
 
 def _map_of(request: Request) -> FdMap:
-    if request.fds is None:
+    fds = request.options.fds
+    if fds is None:
         return {fd: fd for fd in (0, 1, 2) if is_open(fd)}
-    if 1 not in request.fds or 2 not in request.fds:
+    if 1 not in fds or 2 not in fds:
         raise ValueError("logfile: fd_pipes needs the keys 1 and 2")
-    for source in request.fds.values():
+    for source in fds.values():
         # Before our own descriptors open: one could take a closed source's number.
         if not is_open(source):
             raise spawn_error(Stage.FDS, 9, f"FDS: fd {source}: Bad file descriptor")
-    return request.fds
+    return fds
 
 
 class LogPipe:
@@ -51,7 +52,7 @@ class LogPipe:
             self.close()
             raise
         # Everything that named the original stdout or stderr as its own stays.
-        self.request = request._replace(fds={**pairs, 1: self.pipe_end, 2: self.pipe_end})
+        self.request = request.with_fds({**pairs, 1: self.pipe_end, 2: self.pipe_end})
 
     def for_waiting_call(self) -> Any:
         """The copy as the C core runs it while it waits. Takes over the pipe."""
@@ -74,7 +75,7 @@ class LogPipe:
         if command.pidfd >= 0:
             fds[4] = command.pidfd
         request = make_request([COPIER], env={}, fd_pipes=fds, close_fds=True)
-        copier = Process(request)
+        copier = Process(request, _core.new_handle())
         _core.start(request, copier._handle)
         return copier
 

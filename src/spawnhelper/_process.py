@@ -24,10 +24,10 @@ class Process:
 
     __slots__ = ("__weakref__", "_copier", "_handle", "_request")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, handle: Any) -> None:
+        self._handle = handle
         self._request = request
         self._copier: Process | None = None
-        self._handle: Any = _core.new_handle()
 
     # ---- what it is ----
 
@@ -41,21 +41,23 @@ class Process:
     def pidfd(self) -> int:
         """The descriptor that names the process (pidfd_open(2)), close-on-exec.
 
-        It belongs to the handle and is closed once the end has been seen; -1 then.
+        It belongs to the handle and is closed once the end has been seen; -1
+        then, and where the kernel (or a seccomp filter) gives no pidfd.
         """
-        fd: int = self._handle.pidfd
-        return fd
+        return _core.pidfd(self._handle)
 
     def fileno(self) -> int:
         """The pidfd, for select, poll and epoll: readable when the process has ended.
 
         Raises:
-            ValueError: it is closed, because the end has been seen.
+            ValueError: it is closed, because the end has been seen, or there is none.
         """
         fd = self.pidfd
-        if fd < 0:
+        if fd >= 0:
+            return fd
+        if _core.is_ended(self._handle):
             raise ValueError(f"process {self.pid} has ended: its pidfd is closed")
-        return fd
+        raise ValueError("no pidfd: the kernel lacks pidfd_open or a seccomp filter denies it")
 
     @property
     def returncode(self) -> int | None:
@@ -133,10 +135,13 @@ class Process:
         """SIGTERM, one second, SIGKILL; reaped. For a call that cannot deliver its result."""
         if not _core.is_ours(self._handle):
             return
-        self.terminate()
-        if not _core.wait(self._handle, _GRACE_SECONDS):
-            self.kill()
-            _core.wait(self._handle, None)
+        try:
+            self.terminate()
+            _core.wait(self._handle, _GRACE_SECONDS)
+        finally:  # also if a second Ctrl-C strikes
+            if _core.is_ours(self._handle):
+                self.kill()
+                _core.wait(self._handle, None)
 
     def __enter__(self) -> Process:
         return self
@@ -156,13 +161,14 @@ class Process:
 
     def __del__(
         self,
+        _is_spent: Any = _core.is_spent,
         _is_ours: Any = _core.is_ours,
         _drop: Any = _core.drop,
         _dropped: list[Any] = _state.dropped,
         _warn: Any = warnings.warn,
     ) -> None:
         handle = getattr(self, "_handle", None)
-        if handle is None:
+        if handle is None or _is_spent(handle):
             return
         if not _is_ours(handle):
             _drop(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -18,24 +19,49 @@ _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave it" to setresuid(2)
 _MAX_GROUPS = 65536  # NGROUPS_MAX, linux/limits.h
 
 
+class Options(NamedTuple):
+    """What is asked for besides the command and its environment."""
+
+    file: bytes | None = None  # the program, if it is not argv[0]
+    lookup: bool = True
+    cwd: bytes | None = None
+    fds: FdMap | None = None  # None: 0, 1 and 2 as far as they are open
+    close_fds: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    groups: Sequence[int] | None = None
+    umask: int | None = None
+    pre_exec: Callable[[], object] | None = None
+
+
+PLAIN = Options()
+
+
 class Request(NamedTuple):
-    """What is to be started. Byte strings are NUL-separated, as the C core takes them."""
+    """What is to be started; argv and env as the C core takes them, NUL-separated."""
 
     argv: bytes
     argc: int
     env: bytes
     envc: int
-    file: bytes
-    lookup: bool
-    cwd: bytes | None
-    fds: FdMap | None  # None: 0, 1 and 2 as far as they are open
-    close_fds: bool
-    uid: int | None
-    gid: int | None
-    groups: Sequence[int] | None
-    umask: int | None
-    pre_exec: Callable[[], object] | None
-    program: str | bytes  # as the caller gave it
+    options: Options
+    program: str | bytes | os.PathLike[str] | os.PathLike[bytes]  # as the caller gave it
+
+    @property
+    def file(self) -> bytes:
+        """The program's name or path."""
+        given = self.options.file
+        return self.argv.partition(b"\0")[0] if given is None else given
+
+    def with_fds(self, fds: FdMap) -> Request:
+        """The same with another fd map."""
+        return self._replace(options=self.options._replace(fds=fds))
+
+
+_NOTHING = (None,) * 8
+# os.fsencode() does the same after a check that costs as much again.
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_make_tuple = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
 
 def _encode(value: Argument, what: str) -> bytes:
@@ -52,24 +78,20 @@ def _encode(value: Argument, what: str) -> bytes:
 
 def _join(strings: Sequence[Argument], what: str) -> bytes:
     try:
-        packed = os.fsencode("\0".join(strings))  # type: ignore[arg-type]
+        packed = "\0".join(strings).encode(_ENCODING, _ERRORS)  # type: ignore[arg-type]
     except TypeError:
         packed = b"\0".join([_encode(string, what) for string in strings])
-    if packed.count(b"\0") != len(strings) - 1:
+    if packed.count(0) != len(strings) - 1:
         raise ValueError(f"{what}: embedded NUL")
     return packed
 
 
-def _split(command: Command) -> Sequence[Argument]:
+def _to_words(command: Command) -> Sequence[Argument]:
     if isinstance(command, str):
-        words: Sequence[Argument] = command.split()
-    elif isinstance(command, (bytes, bytearray, os.PathLike)):
+        return command.split()
+    if isinstance(command, (bytes, bytearray, os.PathLike)):
         raise TypeError("command: expected str or a sequence of arguments; wrap one in a list")
-    else:
-        words = command if isinstance(command, (list, tuple)) else list(command)
-    if not words:
-        raise ValueError("command: empty")
-    return words
+    return list(command)
 
 
 def _pack(env: Mapping[Any, Any]) -> tuple[bytes, int]:
@@ -77,17 +99,22 @@ def _pack(env: Mapping[Any, Any]) -> tuple[bytes, int]:
     if not env:
         return b"", 0
     try:
-        packed = os.fsencode("\0".join(map("=".join, env.items())))
+        packed = "\0".join(map("=".join, env.items())).encode(_ENCODING, _ERRORS)
         names = "\0".join(env).encode("utf-8", "surrogateescape")
     except (TypeError, UnicodeEncodeError):
         pairs = [(_encode(name, "env"), _encode(value, "env")) for name, value in env.items()]
         packed = b"\0".join(map(b"=".join, pairs))
         names = b"\0".join([name for name, _ in pairs])
-    if packed.count(b"\0") != len(env) - 1:
+    if packed.count(0) != len(env) - 1:
         raise ValueError("env: embedded NUL")
     if b"=" in names or b"\0\0" in b"\0" + names + b"\0":
         raise ValueError("env: a name is empty or contains '='")
     return packed, len(env)
+
+
+def _check_mapping(env: object) -> None:
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env: expected a mapping, not {type(env).__name__}")
 
 
 def pack_env(env: Env | None) -> tuple[bytes, int]:
@@ -97,22 +124,26 @@ def pack_env(env: Env | None) -> tuple[bytes, int]:
         TypeError: env is no mapping, or holds something that is not str or bytes.
         ValueError: a NUL, an empty name, or a name with ``=``.
     """
-    current: Mapping[Any, Any]
-    if env is None:
+    current: Any
+    if env is None or env is os.environ:
         # The bytes that os.environ itself keeps; os.environ decodes at every access.
         current = getattr(os.environ, "_data", os.environ)
-    elif isinstance(env, type(os.environ)):
-        current = getattr(env, "_data", env)
-    else:
-        current = env
-    copy, packed = _state.env_cache
-    if current == copy:
+        cached = _state.inherited_env
+        if current == cached[0]:
+            return cached[1]
+        _check_mapping(current)
+        copy = dict(current)
+        packed = _pack(copy)
+        _state.inherited_env = copy, packed
         return packed
-    if not isinstance(current, Mapping):
-        raise TypeError(f"env: expected a mapping, not {type(env).__name__}")
-    copy = dict(current)
+    cached = _state.given_env
+    if env == cached[0]:
+        return cached[1]
+    _check_mapping(env)
+    copy = dict(env)
     packed = _pack(copy)
-    _state.env_cache = copy, packed
+    if copy:  # an empty one costs nothing to pack
+        _state.given_env = copy, packed
     return packed
 
 
@@ -128,6 +159,34 @@ def _to_groups(groups: Iterable[SupportsIndex]) -> list[int]:
     if len(ids) > _MAX_GROUPS:
         raise ValueError(f"groups: {len(ids)} are more than the {_MAX_GROUPS} that Linux allows")
     return ids
+
+
+def _make_options(
+    file: bytes | None,
+    path_lookup: bool,
+    cwd: Argument | None,
+    fd_pipes: Mapping[int, int] | None,
+    close_fds: bool,
+    uid: SupportsIndex | None,
+    gid: SupportsIndex | None,
+    groups: Iterable[SupportsIndex] | None,
+    umask: SupportsIndex | None,
+    pre_exec: Callable[[], object] | None,
+) -> Options:
+    if pre_exec is not None and not callable(pre_exec):
+        raise TypeError(f"pre_exec: {type(pre_exec).__name__} is not callable")
+    return Options(
+        file,
+        bool(path_lookup),
+        None if cwd is None else _encode(cwd, "cwd"),
+        None if fd_pipes is None else parse_map(fd_pipes),
+        bool(close_fds),
+        None if uid is None else _to_id(uid, "uid"),
+        None if gid is None else _to_id(gid, "gid"),
+        None if groups is None else _to_groups(groups),
+        None if umask is None else _to_id(umask, "umask", 0o777),
+        pre_exec,
+    )
 
 
 def make_request(
@@ -150,30 +209,23 @@ def make_request(
         TypeError: an argument has the wrong type.
         ValueError: an argument has an impossible value.
     """
-    words = _split(command)
+    words = command if type(command) is list else _to_words(command)
+    if not words:
+        raise ValueError("command: empty")
     first = words[0]
-    file = _encode(first, "command")
-    if not file:
-        raise ValueError("command: the program's name is empty")
+    file = None
     if opt_name is not None:
+        file = _encode(first, "command")
         words = [opt_name, *words[1:]]
+    argv = _join(words, "command")
+    if not (argv if file is None else file) or (file is None and argv[0] == 0):
+        raise ValueError("command: the program's name is empty")
+    given = (file, cwd, fd_pipes, uid, gid, groups, umask, pre_exec)
+    if given == _NOTHING and path_lookup and not close_fds:
+        options = PLAIN
+    else:
+        options = _make_options(
+            file, path_lookup, cwd, fd_pipes, close_fds, uid, gid, groups, umask, pre_exec
+        )
     packed_env, envc = pack_env(env)
-    if pre_exec is not None and not callable(pre_exec):
-        raise TypeError(f"pre_exec: {type(pre_exec).__name__} is not callable")
-    return Request(
-        _join(words, "command"),
-        len(words),
-        packed_env,
-        envc,
-        file,
-        bool(path_lookup) and b"/" not in file,
-        None if cwd is None else _encode(cwd, "cwd"),
-        None if fd_pipes is None else parse_map(fd_pipes),
-        bool(close_fds),
-        None if uid is None else _to_id(uid, "uid"),
-        None if gid is None else _to_id(gid, "gid"),
-        None if groups is None else _to_groups(groups),
-        None if umask is None else _to_id(umask, "umask", 0o777),
-        pre_exec,
-        first if isinstance(first, (str, bytes)) else os.fspath(first),
-    )
+    return _make_tuple(Request, (argv, len(words), packed_env, envc, options, first))

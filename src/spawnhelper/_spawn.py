@@ -17,14 +17,19 @@ def _refuse_isolation(**asked: object) -> None:
             raise NotImplementedError(f"{name}: isolation is not available in this release")
 
 
-def _run(process: Process, request: Request, logfile: Argument | None) -> int:
-    if logfile is None:
-        return _core.run(request, process._handle, None)
-    log = LogPipe(request, logfile)
+def _run(request: Request, logfile: Argument | None) -> int:
+    handle = _core.new_handle()
+    log = None if logfile is None else LogPipe(request, logfile)
     try:
-        return _core.run(log.request, process._handle, log.for_waiting_call())
+        if log is None:
+            return _core.run(request, handle, None)
+        return _core.run(log.request, handle, log.for_waiting_call())
+    except BaseException:
+        Process(request, handle)._end()
+        raise
     finally:
-        log.close()
+        if log is not None:
+            log.close()
 
 
 def _start(process: Process, request: Request, logfile: Argument | None) -> None:
@@ -220,13 +225,14 @@ def spawn(
         NotImplementedError: isolation was asked for.
         ChildProcessError: somebody else reaped the command (waiting mode).
     """
-    _refuse_isolation(
-        unshare_net=unshare_net,
-        unshare_ipc=unshare_ipc,
-        unshare_mount=unshare_mount,
-        unshare_pid=unshare_pid,
-        cgroup=cgroup,
-    )
+    if unshare_net or unshare_ipc or unshare_mount or unshare_pid or cgroup:
+        _refuse_isolation(
+            unshare_net=unshare_net,
+            unshare_ipc=unshare_ipc,
+            unshare_mount=unshare_mount,
+            unshare_pid=unshare_pid,
+            cgroup=cgroup,
+        )
     if returnpid and returnproc:
         raise ValueError("returnpid and returnproc exclude each other")
     request = make_request(
@@ -243,15 +249,15 @@ def spawn(
         pre_exec,
         close_fds,
     )
-    process = Process(request)
+    if not returnpid and not returnproc:
+        return _run(request, logfile)
+    process = Process(request, _core.new_handle())
     try:
-        if not returnpid and not returnproc:
-            return _run(process, request, logfile)
         _start(process, request, logfile)
         if returnproc:
             return process
         processes = [process] if process._copier is None else [process._copier, process]
-        return [_core.give(started._handle) for started in processes]
+        return [_core.give(request, started._handle) for started in processes]
     except BaseException:
         process._end()
         raise

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-# (copy of the mapping, its packed form): a build farm passes the same
-# environment thousands of times, and comparing is ten times cheaper than packing.
-# Replaced as a whole, so that threads see one or the other.
-env_cache: tuple[dict[Any, Any], tuple[bytes, int]] = ({}, (b"", 0))
+Cached = tuple[dict[Any, Any], tuple[bytes, int]]
+
+# (copy of the mapping, its packed form) of this process's environment and of
+# the last one given: a build farm passes the same thousands of times, and
+# comparing is ten times cheaper than packing. Each is replaced as a whole, so
+# that threads see one or the other.
+inherited_env: Cached = ({}, (b"", 0))
+given_env: Cached = ({}, (b"", 0))
 
 # Children whose handle was dropped while they ran. Reaped, if they have
 # ended, by every later start: no thread, no SIGCHLD handler.
