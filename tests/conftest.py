@@ -60,7 +60,7 @@ def pytest_configure(config):
 
 
 def compile_c(source: Path, target: Path, *flags: str) -> Path:
-    command = [*CC, "-O1", "-Wall", "-Wextra", "-Werror", *flags, str(source), "-o", str(target)]
+    command = [*CC, "-O1", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(target), *flags]
     subprocess.run(command, check=True)
     return target
 

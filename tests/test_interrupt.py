@@ -54,6 +54,17 @@ def test_a_child_that_ignores_sigterm_is_killed(strike, tmp_path):
         os.kill(int(pid_file.read_text()), 0)
 
 
+def test_a_second_interrupt_only_hastens_it(strike, tmp_path):
+    pid_file = tmp_path / "pid"
+    script = f"trap '' TERM; echo $$ >{pid_file}; while :; do sleep 60 & wait; done"
+    signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
+    with pytest.raises(Struck):
+        spawn(["sh", "-c", script])
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
 def test_interrupted_during_pre_exec(strike):
     strike(0.3)
     start = time.monotonic()

@@ -87,6 +87,12 @@ def test_pre_exec_sees_default_dispositions_and_no_signals():
     assert spawn("true", pre_exec=look) == 0
 
 
+in_memory = pytest.mark.skipif(
+    "vfork" in os.environ.get("SPAWNHELPER_AVOID", ""), reason="only where vfork is real"
+)
+
+
+@in_memory
 def test_failed_start_raises_no_sigchld(dispositions):
     seen = []
     signal.signal(signal.SIGCHLD, lambda *_: seen.append(1))
@@ -98,6 +104,7 @@ def test_failed_start_raises_no_sigchld(dispositions):
     assert seen == [1]
 
 
+@in_memory
 def test_strangers_waitpid_does_not_see_a_failed_start():
     stop = threading.Event()
     seen = []
