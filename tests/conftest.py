@@ -19,6 +19,10 @@ ROOT = HERE.parent
 CC = os.environ.get("CC", "cc").split()
 NOBODY = 65534
 
+# Forced modes (tests/run_modes.py): what they lack by design is not asked for.
+AVOIDED = os.environ.get("SPAWNHELPER_AVOID", "").split(",")
+needs_pidfd = pytest.mark.skipif("pidfd" in AVOIDED, reason="forced mode without pidfd")
+needs_vfork = pytest.mark.skipif("vfork" in AVOIDED, reason="forced mode without vfork")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 

@@ -1,11 +1,12 @@
-"""The C core where vfork is not real, with another libc, and for another architecture."""
+"""The C core where vfork is not real, with another libc, without /proc, on another architecture."""
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, needs_root
 from instruments import toolchain
 
 CHILD_FLAGS = ["-ffreestanding", "-fno-builtin", "-fno-stack-protector"]
@@ -70,3 +71,23 @@ def test_aarch64_under_qemu(tmp_path):
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_both_compilers(tmp_path, compiler):
     assert run(build(tmp_path, compiler)) == f"mode {CLONE3} OK"
+
+
+@needs_root
+def test_without_proc(tmp_path):
+    """Descriptors are closed one by one; an id change, of unknown safety, forks."""
+    program = build(tmp_path, "cc")
+    script = "mount -t tmpfs none /proc && exec " + str(program)
+    assert run("unshare", "--mount", "sh", "-c", script) == f"mode {CLONE3} OK"
+    script = f"""mount -t tmpfs none /proc && {sys.executable} -c '
+import os
+from spawnhelper import _core, spawn
+fd = os.open("/dev/null", os.O_RDWR)
+os.set_inheritable(fd, True)
+for avoid in ("", "close_range"):
+    _core.avoid(avoid)
+    assert spawn(["sh", "-c", "true <&9"], fd_pipes={{9: fd}}) == 0
+    assert spawn(["sh", "-c", f"true <&{{fd}}"], close_fds=True) == 2
+    assert spawn(["sh", "-c", "exit $(id -u)"], uid=7, gid=7, groups=[]) == 7
+print("right")' """
+    assert run("unshare", "--mount", "sh", "-c", script) == "right"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import fd_facts, open_fds
+from conftest import AVOIDED, fd_facts, open_fds
 from spawnhelper import SpawnError, Stage, _core, spawn
 
 pytestmark = pytest.mark.core
@@ -132,7 +132,7 @@ def test_full_table(probe, files):
     """No free number anywhere: maps that need none still work, others say so."""
     a, b = files(2)
     assert spawn("true") == 0  # decides how commands are started here
-    own = 0 if "pidfd" in os.environ.get("SPAWNHELPER_AVOID", "") else 1
+    own = 0 if "pidfd" in AVOIDED else 1
     if _core.start_mode() == "pipe":
         own = 3  # one moves while the other is open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

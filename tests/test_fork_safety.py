@@ -11,7 +11,7 @@ import time
 import pytest
 
 import spawnhelper
-from conftest import NOBODY, needs_root, open_fds
+from conftest import AVOIDED, NOBODY, needs_root, open_fds
 from spawnhelper import Process, spawn
 
 pytestmark = [pytest.mark.core, pytest.mark.forked]
@@ -191,7 +191,8 @@ def test_4_parents_handle_in_a_forked_child():
         assert process.returncode is None
         process.__exit__(None, None, None)
         process.__del__()
-        os.fstat(pidfd)  # the number may be anybody's: it is left alone
+        if pidfd >= 0:
+            os.fstat(pidfd)  # the number may be anybody's: it is left alone
 
     in_fork(child)
     assert process.poll() is None
@@ -219,7 +220,7 @@ def test_5_no_private_descriptor_is_inheritable():
     process = spawn(["sleep", "60"], returnproc=True, logfile="/dev/null")
     try:
         new = open_fds() - before
-        assert new
+        assert len(new) == (0 if "pidfd" in AVOIDED else 2)
         assert not any(os.get_inheritable(fd) for fd in new)
         status = spawn(["sh", "-c", "ls /proc/self/fd | wc -l"], close_fds=True)
         assert status == 0
@@ -228,7 +229,8 @@ def test_5_no_private_descriptor_is_inheritable():
         process.wait()
 
 
-def test_5_other_threads_forks_do_not_delay_a_start():
+@pytest.mark.parametrize("keywords", [{}, {"pre_exec": int}], ids=["plain", "pre_exec"])
+def test_5_other_threads_forks_do_not_delay_a_start(keywords):
     """A stranger's fork that holds every descriptor (cpython's error pipe would wait for it)."""
     stop = threading.Event()
     pids = []
@@ -246,7 +248,7 @@ def test_5_other_threads_forks_do_not_delay_a_start():
     try:
         start = time.monotonic()
         for _ in range(100):
-            assert spawn("true") == 0
+            assert spawn("true", **keywords) == 0
         assert time.monotonic() - start < 20
     finally:
         stop.set()

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from conftest import AVOIDED
 from spawnhelper import LogWarning, SpawnError, spawn
 
 pytestmark = pytest.mark.core
@@ -57,7 +58,7 @@ def test_large_output(mode, tmp_path, output):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_daemon_delays_nothing(mode, tmp_path, output):
     """It holds the pipe for as long as it lives, but what counts is the command's end."""
-    if mode != "wait" and "pidfd" in os.environ.get("SPAWNHELPER_AVOID", ""):
+    if mode != "wait" and "pidfd" in AVOIDED:
         pytest.skip("a copier process needs a pidfd for this (docs/kernels.md)")
     fd, _ = output
     log = tmp_path / "log"

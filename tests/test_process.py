@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 
+from conftest import AVOIDED, needs_pidfd
 from spawnhelper import SpawnError, spawn
 
 pytestmark = pytest.mark.core
@@ -28,9 +29,20 @@ def test_running(sleeper):
     assert sleeper.returncode is None
     assert sleeper.poll() is None
     assert sleeper.pid > 0
+    assert repr(sleeper) == f"<Process pid={sleeper.pid} running ['sleep', '60']>"
+
+
+@needs_pidfd
+def test_pidfd(sleeper):
     assert sleeper.fileno() == sleeper.pidfd > 2
     assert not os.get_inheritable(sleeper.pidfd)
-    assert repr(sleeper) == f"<Process pid={sleeper.pid} running ['sleep', '60']>"
+
+
+@pytest.mark.skipif("pidfd" not in AVOIDED, reason="only in the forced mode without pidfd")
+def test_without_pidfd(sleeper):
+    assert sleeper.pidfd == -1
+    with pytest.raises(ValueError, match="no pidfd"):
+        sleeper.fileno()
 
 
 def test_timeout(sleeper):
@@ -61,6 +73,7 @@ def test_bad_signal(sleeper):
         sleeper.send_signal(1000)
 
 
+@needs_pidfd
 def test_readable_when_ended(sleeper):
     poller = select.poll()
     poller.register(sleeper, select.POLLIN)
@@ -97,6 +110,7 @@ def test_two_waiters_get_the_status():
     assert statuses == [-15] * 8
 
 
+@needs_pidfd
 def test_dropped_while_running():
     process = spawn(["sleep", "60"], returnproc=True)
     pid, pidfd = process.pid, os.dup(process.pidfd)

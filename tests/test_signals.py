@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from conftest import needs_vfork
 from spawnhelper import SpawnError, spawn
 
 pytestmark = pytest.mark.core
@@ -87,12 +88,7 @@ def test_pre_exec_sees_default_dispositions_and_no_signals():
     assert spawn("true", pre_exec=look) == 0
 
 
-in_memory = pytest.mark.skipif(
-    "vfork" in os.environ.get("SPAWNHELPER_AVOID", ""), reason="only where vfork is real"
-)
-
-
-@in_memory
+@needs_vfork
 def test_failed_start_raises_no_sigchld(dispositions):
     seen = []
     signal.signal(signal.SIGCHLD, lambda *_: seen.append(1))
@@ -104,7 +100,7 @@ def test_failed_start_raises_no_sigchld(dispositions):
     assert seen == [1]
 
 
-@in_memory
+@needs_vfork
 def test_strangers_waitpid_does_not_see_a_failed_start():
     stop = threading.Event()
     seen = []

@@ -76,6 +76,15 @@ def test_cached_program_opens_nothing(tmp_path):
     assert not {"openat", "open", "mmap", "brk"} & set(names(ours))
 
 
+@pytest.mark.parametrize(("avoid", "most"), [("close_range", 40), ("close_range,shared_files", 40)])
+def test_closing_costs_what_is_open(tmp_path, avoid, most):
+    """Without close_range: the entries of /proc/self/fd, not every number below the limit."""
+    setup = f'from spawnhelper import _core; _core.avoid("{avoid}")'
+    lines = trace(tmp_path, 'spawnhelper.spawn(["/bin/true"], close_fds=True)', setup)
+    assert names(lines).count("close") < most
+    assert names(lines).count("getdents64") >= 2
+
+
 @needs_root
 def test_id_changes_are_raw(tmp_path):
     call = f'spawnhelper.spawn(["/bin/true"], uid={NOBODY}, gid={NOBODY}, groups=[])'
