@@ -49,6 +49,10 @@ class SkipGate:
         if not any(name.startswith(test) and reason.startswith(why) for test, why in self.allowed):
             self.refused.append(f"{name}: {reason}")
 
+    def pytest_collectreport(self, report):
+        if report.skipped:
+            self.refused.append(f"{report.nodeid}: skipped as a whole")
+
     def pytest_sessionfinish(self, session, exitstatus):
         if self.refused and exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

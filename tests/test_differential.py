@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from conftest import needs_root, open_fds
 from spawnhelper import find_binary, spawn
 
-process = pytest.importorskip("portage.process", reason="needs portage")
+
+@pytest.fixture(scope="module")
+def theirs():
+    """portage's module, from PyPI."""
+    return pytest.importorskip("portage.process", reason="needs portage")
 
 
 # ---- portage ----
@@ -37,13 +41,13 @@ def slots(tmp_path_factory):
         os.close(number)
 
 
-def as_portage(probe, fd_pipes, close_fds):
+def as_portage(theirs, probe, fd_pipes, close_fds):
     """What its own function leaves for the command, in a plain fork."""
     path = probe.report_path()
     pid = os.fork()
     if pid == 0:
         try:
-            process._setup_pipes(dict(fd_pipes), close_fds=close_fds, inheritable=True)
+            theirs._setup_pipes(dict(fd_pipes), close_fds=close_fds, inheritable=True)
             os.execv(probe.program, [str(probe.program), str(path)])
         finally:
             os._exit(1)
@@ -53,15 +57,15 @@ def as_portage(probe, fd_pipes, close_fds):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(maps(), st.booleans())
-def test_setup_pipes(probe, slots, shape, close_fds):
+def test_setup_pipes(theirs, probe, slots, shape, close_fds):
     fd_pipes = {slots[target]: slots[source] for target, source in shape.items()}
     ours = probe.report(fd_pipes=fd_pipes, close_fds=close_fds)["fds"]
-    assert ours == as_portage(probe, fd_pipes, close_fds)
+    assert ours == as_portage(theirs, probe, fd_pipes, close_fds)
 
 
 @pytest.mark.parametrize("path", ["a:b:c", "b", "", ":b", "c:", "missing:d:b", "d", None])
 @pytest.mark.parametrize("name", ["tool", b"tool", "b/tool", "none", "", "ABS/b/tool", "ABS/d"])
-def test_find_binary(tmp_path, monkeypatch, path, name):
+def test_find_binary(theirs, tmp_path, monkeypatch, path, name):
     for directory, mode in (("a", 0o644), ("b", 0o755), ("c", 0o755)):
         (tmp_path / directory).mkdir()
         (tmp_path / directory / "tool").write_text("")
@@ -74,7 +78,7 @@ def test_find_binary(tmp_path, monkeypatch, path, name):
         monkeypatch.setenv("PATH", path)
     if isinstance(name, str):
         name = name.replace("ABS", str(tmp_path))
-    assert find_binary(name) == process.find_binary(name)
+    assert find_binary(name) == theirs.find_binary(name)
 
 
 # ---- subprocess ----

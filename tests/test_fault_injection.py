@@ -54,7 +54,6 @@ def found(workshop: Path) -> Any:
     return toolchain.run_instrument([str(workshop / "fault"), str(workshop / "target")])
 
 
-@pytest.mark.core
 def test_every_failure_is_reported_and_leaves_nothing(found: Any) -> None:
     assert found["bad"] == []
     assert found["bad_count"] == 0
@@ -62,7 +61,6 @@ def test_every_failure_is_reported_and_leaves_nothing(found: Any) -> None:
     assert found["cases"] > (25_000 if is_root() else 20_000)
 
 
-@pytest.mark.core
 def test_every_feature_set_was_swept(found: Any) -> None:
     skipped = set(found["skipped"])
     assert len(found["sets"]) + len(skipped) == 32
@@ -145,7 +143,6 @@ BUGS = {
 }
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", BUGS)
 def test_seeded_bug_is_caught(workshop: Path, tmp_path: Path, name: str) -> None:
     only, needs_root, *bug = BUGS[name]

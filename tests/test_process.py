@@ -5,13 +5,14 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 import warnings
 
 import pytest
 
-from conftest import AVOIDED, needs_pidfd
+from conftest import needs_pidfd
 from spawnhelper import SpawnError, spawn
 
 pytestmark = pytest.mark.core
@@ -38,11 +39,21 @@ def test_pidfd(sleeper):
     assert not os.get_inheritable(sleeper.pidfd)
 
 
-@pytest.mark.skipif("pidfd" not in AVOIDED, reason="only in the forced mode without pidfd")
-def test_without_pidfd(sleeper):
-    assert sleeper.pidfd == -1
-    with pytest.raises(ValueError, match="no pidfd"):
-        sleeper.fileno()
+def test_without_pidfd():
+    program = """
+import spawnhelper
+with spawnhelper.spawn(["sleep", "60"], returnproc=True) as process:
+    assert process.pidfd == -1
+    try:
+        process.fileno()
+    except ValueError as error:
+        assert "no pidfd" in str(error)
+    else:
+        raise AssertionError
+assert process.returncode == -9
+"""
+    env = {**os.environ, "SPAWNHELPER_AVOID": "pidfd"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=env)
 
 
 def test_timeout(sleeper):
