@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from . import _errors, _state
 from ._errors import Stage
@@ -296,7 +297,7 @@ def new_log(source: int, pipe_end: int, file: int, out: int) -> Log:
 
 
 # cffi owns memory by its first cdata; the struct alone would not keep the buffer.
-_log_buffers: Any = __import__("weakref").WeakKeyDictionary()
+_log_buffers: WeakKeyDictionary[Log, Any] = WeakKeyDictionary()
 
 
 # ---- the slow path: Python code between fork and exec ----
