@@ -54,7 +54,14 @@ static void after_fork(void) {
     atomic_store(&sh_state.report_lock, 0);
 }
 
-int sh_initialize(void) { return -pthread_atfork(before_fork, after_fork_here, after_fork); }
+/* A second import (reload, subinterpreter) must not register the handlers
+ * again: before_fork would wait for itself. */
+int sh_initialize(void) {
+    static _Atomic int initialized;
+    if (atomic_exchange(&initialized, 1))
+        return 0;
+    return -pthread_atfork(before_fork, after_fork_here, after_fork);
+}
 
 void sh_avoid(uint32_t features) {
     atomic_store(&sh_state.avoid, features);

@@ -69,6 +69,20 @@ sys.exit(os.waitpid(pid, 0)[1] != 7 << 8)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_1_a_second_import_is_harmless():
+    program = """
+import importlib, os, sys
+import spawnhelper
+from spawnhelper import _core
+importlib.reload(_core)
+pid = os.fork()
+if pid == 0:
+    os._exit(spawnhelper.spawn("true"))
+sys.exit(os.waitpid(pid, 0)[1])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 # 2. No Python code, no lock and no allocation between clone and exec.
 #    (tests/test_child_object.py: the child has no undefined symbol.)
 
