@@ -129,10 +129,20 @@ static long start_forked(struct sh_orders *orders, int mode, int *pidfd) {
     return pid;
 }
 
+/* vfork's end comes before exec has switched memory (exec_mmap, fs/exec.c);
+ * close-on-exec comes after: only end of file says that our memory is ours. */
+static void await_own_memory(struct sh_orders *orders) {
+    char none;
+    SYS(close, orders->guard[1]);
+    orders->guard[1] = -1;
+    while (SYS(read, orders->guard[0], &none, 1) == -EINTR)
+        ;
+}
+
 /* An id change in a child that shares our memory makes that memory, hence us,
  * undumpable (commit_creds, kernel/cred.c), for ever. We restore the flag, but
- * only when no such child is alive: a dumpable one can be read by its new user
- * through ptrace, with all our secrets. Hence one such child at a time. */
+ * only when no such child has our memory: its new user could read and write it
+ * (process_vm_readv(2)), with all our secrets. Hence one such child at a time. */
 static long start_shared(struct sh_orders *orders, int mode, int *pidfd) {
     if (!(orders->request->flags & (SH_SET_UID | SH_SET_GID)))
         return make_child(orders, mode, CLONE_VM, pidfd);
@@ -144,6 +154,8 @@ static long start_shared(struct sh_orders *orders, int mode, int *pidfd) {
     }
     atomic_fetch_add(&sh_state.id_sequence, 1);
     long pid = make_child(orders, mode, CLONE_VM, pidfd);
+    if (pid >= 0)
+        await_own_memory(orders);
     if (sh_state.dumpable < 2) /* 2 can only be had from an id change */
         SYS(prctl, PR_SET_DUMPABLE, sh_state.dumpable);
     atomic_fetch_add(&sh_state.id_sequence, 1);
@@ -236,10 +248,29 @@ static int learn_result(struct sh_process *process, long pid, int pidfd) {
     return sh_bury(process, (int)pid, pidfd, result->stage, result->error == 0);
 }
 
+static void close_guard(const int guard[2]) {
+    if (guard[1] >= 0)
+        SYS(close, guard[1]);
+    if (guard[0] >= 0)
+        sh_report_close(guard[0]);
+}
+
 static int start_in_memory(const struct sh_request *request, struct sh_process *process) {
-    struct sh_orders *orders = sh_prepare(request, process, -1);
-    if (!orders)
+    int guard[2] = {-1, -1}, culprit = -1;
+    if (request->flags & (SH_SET_UID | SH_SET_GID)) {
+        int error = sh_report_open(request, guard, &culprit);
+        if (error < 0)
+            return sh_refuse(process, culprit >= 0 ? SH_STAGE_FDS : SH_STAGE_CLONE, -error,
+                             culprit);
+    }
+    struct sh_orders *orders = sh_prepare(request, process, guard[1]);
+    if (!orders) {
+        close_guard(guard);
         return -process->result.error;
+    }
+    orders->report = -1;
+    orders->guard[0] = guard[0];
+    orders->guard[1] = guard[1];
     orders->result = &process->result;
     int own_memory = needs_own_memory(request);
     int pidfd = -1;
@@ -247,6 +278,7 @@ static int start_in_memory(const struct sh_request *request, struct sh_process *
     long pid = try_shared(orders, own_memory, &pidfd);
     int error = learn_result(process, pid, pidfd);
     sh_restore_signals(&orders->mask);
+    close_guard(orders->guard);
     sh_release(orders);
     return error;
 }

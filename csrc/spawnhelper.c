@@ -206,9 +206,14 @@ static void close_all(orders_t *orders, int from, int to) {
 }
 
 static void keep(orders_t *orders, int fd) {
+    if (orders->request->flags & SH_STANDARD_FDS) {
+        /* A standard stream that is closed stays closed; and what is
+         * close-on-exec there is private, another thread's pidfd perhaps. */
+        long flags = SYS(fcntl, fd, F_GETFD);
+        if (flags == -EBADF || (flags >= 0 && (flags & FD_CLOEXEC)))
+            return;
+    }
     long error = SYS(fcntl, fd, F_SETFD, 0);
-    if (error == -EBADF && (orders->request->flags & SH_STANDARD_FDS))
-        return; /* a standard stream that is closed stays closed */
     if (error < 0)
         fail(orders, SH_STAGE_FDS, error, fd);
 }

@@ -136,6 +136,7 @@ struct sh_orders {
     int shared_files;  /* >= 0: the fd table is the parent's; detach, keeping fds below this */
     int clear_signals; /* the clone did not reset caught signals */
     int report;        /* write end of the report pipe; -1: result is shared memory */
+    int guard[2];      /* close-on-exec pipe: its end says that exec switched memory; -1: none */
     uint32_t avoid;    /* enum sh_avoid */
     uint64_t mask;     /* the command's signal mask */
     volatile struct sh_result *result;

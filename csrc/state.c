@@ -39,9 +39,11 @@ __thread int sh_own_report = -1;
 static void close_reports(void) {
     for (int i = 0; i < SH_REPORTS; i++) {
         int fd = sh_state.reports[i].fd - 1;
+        if (fd >= 0 && fd == sh_own_report)
+            continue; /* stays noted: a fork that pre_exec makes closes it */
         sh_state.reports[i].fd = 0;
         struct stat status;
-        if (fd >= 0 && fd != sh_own_report && fstat(fd, &status) == 0 && S_ISFIFO(status.st_mode) &&
+        if (fd >= 0 && fstat(fd, &status) == 0 && S_ISFIFO(status.st_mode) &&
             status.st_ino == sh_state.reports[i].inode)
             SYS(close, fd);
     }

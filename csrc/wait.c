@@ -100,6 +100,10 @@ static void try_reap(struct sh_process *process, int flags) {
     siginfo_t info;
     struct rusage usage;
     long error = reap(process->pid, pidfd_of(process), WNOHANG | flags, &info, &usage);
+    if ((error == -EBADF || error == -EINVAL) && process->pidfd > 0) {
+        process->pidfd = 0; /* closed behind our back: no longer ours to close */
+        error = reap(process->pid, -1, WNOHANG | flags, &info, &usage);
+    }
     if (error == -ECHILD) {
         process->state = SH_LOST;
     } else if (error == 0 && info.si_pid != 0) {
@@ -217,8 +221,13 @@ int sh_signal(struct sh_process *process, int number) {
     if (process->state == SH_RUNNING) {
         error =
             process->pidfd == 0 ? -ENOSYS : SYS(pidfd_send_signal, process->pidfd, number, NULL, 0);
-        if (error == -ENOSYS || error == -EPERM) /* by pid: ours until reaped, under this lock */
-            error = SYS(kill, process->pid, number);
+        if (error == -ENOSYS || error == -EPERM) {
+            /* By pid: ours until reaped, under this lock, unless the kernel reaps it
+             * itself (SIGCHLD ignored) or somebody else did. */
+            siginfo_t info;
+            error = reap(process->pid, -1, WNOHANG | WNOWAIT, &info, NULL);
+            error = error == -ECHILD ? 0 : SYS(kill, process->pid, number);
+        }
     }
     unlock(process);
     return error == -ESRCH ? 0 : (int)error; /* reaped by somebody else */

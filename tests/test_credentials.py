@@ -3,12 +3,13 @@
 import ctypes
 import itertools
 import os
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
-from conftest import NOBODY, needs_root
+from conftest import HERE, NOBODY, compile_c, needs_root
 from spawnhelper import SpawnError, Stage, spawn
 
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
@@ -138,6 +139,20 @@ def test_parent_stays_dumpable_and_dumpable_children_are_not_readable(probe):
         with pytest.raises(SpawnError):
             spawn("/nonexistent", uid=NOBODY)
         assert libc.prctl(PR_GET_DUMPABLE) == 1
+
+
+@needs_root
+def test_the_new_user_cannot_read_our_memory(public_dir):
+    """vfork ends before exec has left our memory: until then the flag must stay cleared."""
+    program = compile_c(HERE / "instruments" / "thief.c", public_dir / "thief")
+    secret = ctypes.create_string_buffer(b"the secret of the parent")
+    command = [str(program), hex(ctypes.addressof(secret)), "4"]
+    thief = subprocess.Popen(command, user=NOBODY, group=NOBODY, extra_groups=[], stdout=-1)
+    while thief.poll() is None:
+        assert spawn("/bin/true", uid=NOBODY, gid=NOBODY, groups=[]) == 0
+    read, refused = map(int, thief.communicate()[0].split())
+    assert refused > 0  # it found our children
+    assert read == 0
 
 
 @needs_root

@@ -65,6 +65,8 @@ avoid(os.environ.get("SPAWNHELPER_AVOID", ""))
 
 _STANDARD_FDS = _new(_FDS, [(0, 0), (1, 1), (2, 2)])
 
+_LONGEST = 2.0**32  # seconds that fit int64_t nanoseconds; a longer wait is repeated
+
 LOG_BUFFER_SIZE = 65536
 
 Handle = Any  # struct sh_process *: C fills it in, while signals are blocked
@@ -187,7 +189,7 @@ def wait(handle: Handle, timeout: float | None, log: Log | None = None) -> bool:
     nsec = -1
     while True:
         if deadline is not None:
-            nsec = max(0, int((deadline - monotonic()) * 1e9))
+            nsec = int(min(max(0.0, deadline - monotonic()), _LONGEST) * 1e9)
         done = lib.sh_wait(handle, nsec) if log is None else lib.sh_wait_log(handle, nsec, log)
         if done == 1:
             return True
@@ -310,9 +312,15 @@ def _start_with_python(request: Request, handle: Handle) -> None:
     argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
     c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
     orders = _new("struct sh_orders **")
-    forked = lib.sh_fork(c, handle, orders)
-    if forked == 1:
-        _run_child(request.options.pre_exec, orders[0])
+    owner = os.getpid()
+    try:
+        forked = lib.sh_fork(c, handle, orders)
+        if forked == 1:
+            _run_child(request.options.pre_exec, orders[0])
+    except BaseException:
+        if os.getpid() != owner:  # a trace function's, say: never out into the caller's code
+            os._exit(127)
+        raise
     if forked < 0:
         raise _failure(request, handle)
     size = ffi.sizeof("struct sh_result") + _TEXT_SIZE
@@ -337,7 +345,8 @@ def _run_child(pre_exec: Callable[[], object] | None, orders: Any) -> None:
             pre_exec()
         lib.sh_child_execute(orders)
     except BaseException as raised:
-        error = raised.errno if isinstance(raised, OSError) and raised.errno else 0
+        error = raised.errno if isinstance(raised, OSError) else 0
+        error = error if isinstance(error, int) else 0
         text = f"{type(raised).__name__}: {raised}".encode("utf-8", "replace")[:_TEXT_SIZE]
         lib.sh_child_fail(orders, Stage.PRE_EXEC, error, 0, text, len(text))
     finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import warnings
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -80,7 +83,7 @@ class Process:
         if not _core.wait(self._handle, 0):
             return None
         if self._copier is not None:
-            self._copier.poll()
+            _core.wait(self._copier._handle, 0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -97,17 +100,18 @@ class Process:
             ChildProcessError: the child was reaped by somebody else.
             RuntimeError: this process was forked from the owner.
         """
-        if not _core.wait(self._handle, timeout):
+        deadline = None if timeout is None else monotonic() + timeout
+        ended = _core.wait(self._handle, timeout)
+        if ended and self._copier is not None:  # its status is nobody's business
+            left = None if deadline is None else max(0.0, deadline - monotonic())
+            ended = _core.wait(self._copier._handle, left)
+        if not ended:
             import subprocess
 
             raise subprocess.TimeoutExpired(self._arguments(), timeout or 0.0)
-        if self._copier is not None:
-            self._copier.wait()
         return _core.returncode(self._handle)
 
     def _arguments(self) -> list[str]:
-        import os
-
         return [os.fsdecode(word) for word in self._request.argv.split(b"\0")]
 
     # ---- signals ----
@@ -136,12 +140,11 @@ class Process:
         if not _core.is_ours(self._handle):
             return
         try:
-            self.terminate()
+            with contextlib.suppress(PermissionError):  # it changed its user
+                self.terminate()
             _core.wait(self._handle, _GRACE_SECONDS)
         finally:  # also if a second Ctrl-C strikes
-            if _core.is_ours(self._handle):
-                self.kill()
-                _core.wait(self._handle, None)
+            self._kill_and_reap()
 
     def __enter__(self) -> Process:
         return self
@@ -153,11 +156,16 @@ class Process:
         traceback: TracebackType | None,
     ) -> None:
         """Kill it if it still runs, and reap it."""
-        if _core.is_ours(self._handle):
-            self.kill()
-            _core.wait(self._handle, None)
+        self._kill_and_reap()
         if self._copier is not None:
-            self._copier.wait()
+            _core.wait(self._copier._handle, None)
+
+    def _kill_and_reap(self) -> None:
+        """One that may not be killed is left to later starts to reap."""
+        if _core.is_ours(self._handle):
+            with contextlib.suppress(PermissionError):
+                self.kill()
+                _core.wait(self._handle, None)
 
     def __del__(
         self,

@@ -132,18 +132,21 @@ def pack_env(env: Env | None) -> tuple[bytes, int]:
         if current == cached[0]:
             return cached[1]
         _check_mapping(current)
-        copy = dict(current)
-        packed = _pack(copy)
-        _state.inherited_env = copy, packed
+        taken = dict(current)
+        packed = _pack(taken)
+        _state.inherited_env = taken, packed
         return packed
+    given: Any = env
+    if type(env) is not dict:  # whose == may be looser than that of its names
+        _check_mapping(env)
+        given = dict(env)
     cached = _state.given_env
-    if env == cached[0]:
+    if given == cached[0]:
         return cached[1]
-    _check_mapping(env)
-    copy = dict(env)
-    packed = _pack(copy)
-    if copy:  # an empty one costs nothing to pack
-        _state.given_env = copy, packed
+    taken = dict(given)
+    packed = _pack(taken)
+    if taken:  # an empty one costs nothing to pack
+        _state.given_env = taken, packed
     return packed
 
 
@@ -209,7 +212,7 @@ def make_request(
         TypeError: an argument has the wrong type.
         ValueError: an argument has an impossible value.
     """
-    words = command if type(command) is list else _to_words(command)
+    words = command[:] if type(command) is list else _to_words(command)
     if not words:
         raise ValueError("command: empty")
     first = words[0]
