@@ -210,7 +210,7 @@ static void keep(orders_t *orders, int fd) {
         /* A standard stream that is closed stays closed; and what is
          * close-on-exec there is private, another thread's pidfd perhaps. */
         long flags = SYS(fcntl, fd, F_GETFD);
-        if (flags == -EBADF || (flags >= 0 && (flags & FD_CLOEXEC)))
+        if (flags < 0 || (flags & FD_CLOEXEC))
             return;
     }
     long error = SYS(fcntl, fd, F_SETFD, 0);

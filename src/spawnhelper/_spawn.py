@@ -194,10 +194,12 @@ def spawn(
             delay the call: what it writes after the command's end is lost.
         path_lookup: look a name without slash up in PATH: that of ``env``, or
             of this process if ``env`` is None; if PATH is not set, in /bin
-            and /usr/bin. False uses the name as it is.
+            and /usr/bin; with the rights of this process, not of ``uid``.
+            False uses the name as it is.
         pre_exec: called without arguments in the child as the last step.
             This alone needs a real fork with Python code in the child: slow
-            for large programs, and unsafe in threaded ones.
+            for large programs, and unsafe in threaded ones. All signals are
+            blocked while it runs.
         close_fds: the command keeps exactly the keys of ``fd_pipes``.
         unshare_net: NotImplementedError in this release.
         unshare_ipc: NotImplementedError in this release.

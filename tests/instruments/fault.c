@@ -368,7 +368,7 @@ static struct expected of_child(const struct call *call) {
     int error = fault.error;
     switch (call->number) {
     case SYS_fcntl: /* a standard stream that is closed stays closed */
-        if (call->b == F_SETFD && error == EBADF && (set->request & SH_STANDARD_FDS))
+        if (call->b == F_GETFD && (set->request & SH_STANDARD_FDS))
             expected.outcome = DROPS;
         break;
     case SYS_rt_sigaction: /* no such signal */
@@ -413,7 +413,7 @@ static struct expected of_parent(const struct call *call) {
     case SYS_close:
         break;
     case SYS_fcntl:
-        if (call->b == F_DUPFD_CLOEXEC && set->mode == SH_START_PIPE) {
+        if (call->b == F_DUPFD_CLOEXEC && (set->mode == SH_START_PIPE || (set->request & IDS))) {
             /* no room above: then any free number */
             expected.outcome = fault.error == EINVAL || fault.error == EMFILE ? EITHER : FAILS;
             break;
