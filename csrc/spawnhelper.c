@@ -206,13 +206,10 @@ static void close_all(orders_t *orders, int from, int to) {
 }
 
 static void keep(orders_t *orders, int fd) {
-    if (orders->request->flags & SH_STANDARD_FDS) {
-        /* A standard stream that is closed stays closed; and what is
-         * close-on-exec there is private, another thread's pidfd perhaps. */
-        long flags = SYS(fcntl, fd, F_GETFD);
-        if (flags < 0 || (flags & FD_CLOEXEC))
-            return;
-    }
+    /* The standard streams are inherited as they are: a closed one stays closed,
+     * and one that is close-on-exec is private, another thread's pidfd perhaps. */
+    if (orders->request->flags & SH_STANDARD_FDS)
+        return;
     long error = SYS(fcntl, fd, F_SETFD, 0);
     if (error < 0)
         fail(orders, SH_STAGE_FDS, error, fd);
