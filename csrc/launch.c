@@ -348,6 +348,8 @@ static int start_once(const struct sh_request *request, struct sh_process *proce
 }
 
 int sh_start(const struct sh_request *request, struct sh_process *process) {
+    sh_sweep();
+    process->started_nsec = sh_now();
     int error = start_once(request, process);
     if (error == 0 || process->result.detail != SH_SHARED_FILES_REFUSED)
         return error;

@@ -184,6 +184,28 @@ static int lacks_standard_fd(const struct sh_request *request) {
     return 0;
 }
 
+/* A copy of the fd table costs what is open in it. A child that keeps nothing
+ * above its sources, or nothing of the region where our pidfds are, can detach
+ * from ours without that part. */
+static void share_files(struct sh_orders *orders, int close_rest, int reserved) {
+    orders->shared_files = -1;
+    orders->shared_to = ~0U;
+    int from = 0, to = -1;
+    if (!close_rest && (sh_avoids(SH_AVOID_CLOSE_RANGE) || !sh_pidfd_region(&from, &to)))
+        return;
+    if (sh_avoids(SH_AVOID_SHARED_FILES) || lacks_standard_fd(orders->request))
+        return;
+    int highest = reserved > STDERR_FILENO ? reserved : STDERR_FILENO;
+    for (uint32_t i = 0; i < orders->nfds; i++)
+        if (orders->fds[i].source > highest)
+            highest = orders->fds[i].source;
+    if (!close_rest && highest >= from)
+        return;
+    orders->shared_files = close_rest ? highest + 1 : from;
+    if (!close_rest)
+        orders->shared_to = (unsigned)to;
+}
+
 static void plan_fds(struct sh_scratch *scratch, int reserved) {
     struct sh_orders *orders = &scratch->orders;
     int close_rest = (orders->request->flags & SH_CLOSE_FDS) != 0;
@@ -192,14 +214,7 @@ static void plan_fds(struct sh_scratch *scratch, int reserved) {
     orders->nsteps =
         sh_fdplan(orders->fds, orders->nfds, close_rest, reserved, orders->parked, steps);
     orders->steps = steps;
-    orders->shared_files = -1;
-    if (!close_rest || sh_avoids(SH_AVOID_SHARED_FILES) || lacks_standard_fd(orders->request))
-        return;
-    int highest = reserved > STDERR_FILENO ? reserved : STDERR_FILENO;
-    for (uint32_t i = 0; i < orders->nfds; i++)
-        if (orders->fds[i].source > highest)
-            highest = orders->fds[i].source;
-    orders->shared_files = highest + 1;
+    share_files(orders, close_rest, reserved);
 }
 
 static size_t room_for(const struct sh_request *request) {

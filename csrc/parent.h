@@ -45,5 +45,20 @@ void sh_adopt(struct sh_process *process, int pid, int pidfd);
 /* Reaps; the wait status. */
 int sh_reap_failed(int pid, int pidfd);
 int sh_pidfd_open(int pid);
+int64_t sh_now(void); /* nanoseconds, CLOCK_MONOTONIC */
+
+/* drop.c, pidfds.c: the child of a fork owns nothing. */
+void sh_forget_dropped(void);
+void sh_forget_pidfds(void);
+
+/* pidfds.c */
+
+/* Where the pidfd is to live: its number; 0: nowhere. */
+int sh_place_pidfd(int fd);
+void sh_close_pidfd(int fd);
+/* For one that somebody else closed. */
+void sh_disown_pidfd(int fd);
+/* 1: a child may leave out these numbers, for it would inherit none of them. */
+int sh_pidfd_region(int *from, int *to);
 
 #endif

@@ -29,6 +29,8 @@ static pid_t fork_python(struct sh_process *process) {
 
 int sh_fork(const struct sh_request *request, struct sh_process *process, struct sh_orders **out) {
     int ends[2];
+    sh_sweep();
+    process->started_nsec = sh_now();
     struct sh_orders *orders = sh_prepare_report(request, process, ends);
     if (!orders)
         return -process->result.error;
@@ -60,9 +62,10 @@ int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint3
     int outcome = sh_report_parse(bytes, *length, &process->result);
     if (outcome == 0)
         return 0;
-    int pidfd = process->pidfd > 0 ? process->pidfd : -1;
-    process->pidfd = 0;
     process->state = SH_NEW;
-    sh_bury(process, process->pid, pidfd, SH_STAGE_PRE_EXEC, outcome == 2);
+    sh_bury(process, process->pid, -1, SH_STAGE_PRE_EXEC, outcome == 2);
+    if (process->pidfd > 0)
+        sh_close_pidfd(process->pidfd);
+    process->pidfd = 0;
     return -1;
 }

@@ -100,15 +100,15 @@ static void reset_dispositions(orders_t *orders) {
     }
 }
 
-/* CLONE_FILES saved the copy of a large table; one that keeps only what lies
- * below the limit is made here. Nothing may be closed in the shared one. */
+/* CLONE_FILES saved the copy of a large table; one that leaves out a
+ * range is made here. Nothing may be closed in the shared one. */
 static void detach_files(orders_t *orders) {
     if (orders->shared_files < 0)
         return;
     enter(orders, SH_STAGE_FDS);
     long error = -ENOSYS;
     if (!(orders->avoid & SH_AVOID_CLOSE_RANGE))
-        error = SYS(close_range, orders->shared_files, ~0U, SH_CLOSE_RANGE_UNSHARE);
+        error = SYS(close_range, orders->shared_files, orders->shared_to, SH_CLOSE_RANGE_UNSHARE);
     if (error < 0)
         error = SYS(unshare, CLONE_FILES);
     if (error < 0)

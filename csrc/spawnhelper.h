@@ -2,6 +2,7 @@
 #ifndef SPAWNHELPER_H
 #define SPAWNHELPER_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "fdplan.h"
@@ -71,6 +72,7 @@ enum sh_avoid {
     SH_AVOID_CLOSE_RANGE = 1 << 3,
     SH_AVOID_LISTING = 1 << 4, /* /proc/self/fd */
     SH_AVOID_SHARED_FILES = 1 << 5,
+    SH_AVOID_PIDFD_INFO = 1 << 6, /* the exit status of a process that somebody else reaped */
 };
 
 /* How a command is started; the first that works here, decided once. */
@@ -92,20 +94,25 @@ enum sh_state {
     SH_GIVEN,   /* the caller took the pid and reaps it */
 };
 
+enum { SH_USAGE = 16 };
+
 /* The handle's memory: it exists before the child does. */
 struct sh_process {
     int32_t pid;
-    int32_t pidfd;     /* 0: none, or closed after reaping; never 0, 1, 2 */
-    int32_t state;     /* enum sh_state */
-    int32_t status;    /* wait status, when ended */
-    uint32_t forks;    /* forks before the process that may wait for it */
-    uint32_t lock;     /* guards all fields between start and end */
-    int32_t users;     /* threads blocked in a wait */
-    int32_t zombie;    /* 1: ended, but still to be reaped (without pidfd only) */
-    int32_t report;    /* read end of the report pipe while a pre_exec child starts, or 0 */
-    int64_t user_usec; /* rusage of the command */
-    int64_t system_usec;
-    int64_t maxrss_kib;
+    int32_t pidfd;        /* 0: none, or closed after reaping; never 0, 1, 2 */
+    int32_t state;        /* enum sh_state */
+    int32_t status;       /* wait status, when ended */
+    uint32_t forks;       /* forks before the process that may wait for it */
+    uint32_t lock;        /* guards all fields between start and end */
+    int32_t users;        /* threads blocked in a wait */
+    int32_t zombie;       /* 1: ended, but still to be reaped (without pidfd only) */
+    int32_t report;       /* read end of the report pipe while a pre_exec child starts, or 0 */
+    int32_t kept;         /* 1: somebody got the handle, so dropping it does not kill the child */
+    int32_t has_usage;    /* 1: usage is the command's; somebody else's reaping took it otherwise */
+    int64_t started_nsec; /* CLOCK_MONOTONIC before the start, and when the end was seen */
+    int64_t ended_nsec;
+    int64_t usage[SH_USAGE]; /* struct rusage in order, times in microseconds */
+    struct sh_process *next; /* in the queue of dropped handles */
     struct sh_result result;
 };
 
@@ -132,13 +139,14 @@ struct sh_orders {
     uint32_t nfds;
     const struct sh_fdstep *steps;
     uint32_t nsteps;
-    int *parked;       /* where the child notes its parked duplicates */
-    int shared_files;  /* >= 0: the fd table is the parent's; detach, keeping fds below this */
-    int clear_signals; /* the clone did not reset caught signals */
-    int report;        /* write end of the report pipe; -1: result is shared memory */
-    int guard[2];      /* close-on-exec pipe: its end says that exec switched memory; -1: none */
-    uint32_t avoid;    /* enum sh_avoid */
-    uint64_t mask;     /* the command's signal mask */
+    int *parked;        /* where the child notes its parked duplicates */
+    int shared_files;   /* >= 0: the fd table is the parent's; detach, without fds from this */
+    unsigned shared_to; /* to this one */
+    int clear_signals;  /* the clone did not reset caught signals */
+    int report;         /* write end of the report pipe; -1: result is shared memory */
+    int guard[2];       /* close-on-exec pipe: its end says that exec switched memory; -1: none */
+    uint32_t avoid;     /* enum sh_avoid */
+    uint64_t mask;      /* the command's signal mask */
     volatile struct sh_result *result;
 };
 
@@ -194,9 +202,37 @@ int sh_signal(struct sh_process *process, int number);
 /* Leaves the child to the caller: its pid; or -ECHILD, with the result filled
  * in, if a signal killed it before exec. */
 int sh_give(struct sh_process *process);
+/* The same for two (the second may be NULL), so that no exception strikes between. */
+int sh_give_both(struct sh_process *process, struct sh_process *other);
+/* The end, without blocking: as sh_wait(process, 0), but no poll before. */
+int sh_reap(struct sh_process *process);
+/* Kills and waits: 1: reaped; 0: a signal came, call again; or a negative errno. */
+int sh_finish(struct sh_process *process);
+/* Keeps the pidfd open, whoever reaps, until sh_release_hold(): the pidfd; -1: ended, or none. */
+int sh_hold(struct sh_process *process);
+void sh_release_hold(struct sh_process *process);
+/* The pidfd again, as the caller's own, close-on-exec; a negative errno (ESRCH: ended). */
+int sh_copy_pidfd(struct sh_process *process);
+int sh_mine(const struct sh_process *process);
+
+/* drop.c: handles that go away. */
+
 /* Closes what the handle still holds, without waiting. */
 void sh_drop(struct sh_process *process);
-int sh_mine(const struct sh_process *process);
+/* Memory for a handle, all zero. */
+void *sh_allocate(size_t size);
+/* Ends the handle of a child that nobody got: killed, reaped, freed. One that
+ * somebody got runs on and is reaped by a later start. */
+void sh_abandon(struct sh_process *process);
+/* Reaps dropped children, as far as they have ended. */
+void sh_sweep(void);
+/* Pids of dropped children that are still to be reaped: how many there are. */
+int sh_list_dropped(int32_t *pids, int size);
+
+/* pydrop.c */
+
+/* sh_abandon for Python's garbage collector; warns if the child still runs. */
+void sh_discard(void *process);
 
 /* pyfork.c: the slow path, with Python code before exec. */
 

@@ -3,7 +3,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
-#include "spawnhelper.h"
+#include "parent.h"
 #include "state.h"
 #include "sys.h"
 
@@ -12,11 +12,15 @@ struct sh_state_of_process sh_state;
 static __thread uint32_t sequence_before_fork;
 
 static void before_fork(void) {
+    sh_lock(&sh_state.dropped_lock);
     sh_lock(&sh_state.report_lock);
     sequence_before_fork = atomic_load(&sh_state.id_sequence);
 }
 
-static void after_fork_here(void) { sh_unlock(&sh_state.report_lock); }
+static void after_fork_here(void) {
+    sh_unlock(&sh_state.report_lock);
+    sh_unlock(&sh_state.dropped_lock);
+}
 
 /* The child of a fork starts with no lock held. If another thread's id change
  * overlapped the fork, the child may have inherited the undumpable flag that
@@ -51,6 +55,9 @@ static void close_reports(void) {
 
 static void after_fork(void) {
     sh_state.forks++;
+    sh_forget_dropped();
+    atomic_store(&sh_state.dropped_lock, 0);
+    sh_forget_pidfds();
     restore_dumpable();
     close_reports();
     atomic_store(&sh_state.report_lock, 0);

@@ -8,7 +8,9 @@
 
 #include "sys.h"
 
-enum { SH_POOL = 16, SH_REPORTS = 64 };
+enum { SH_POOL = 16, SH_REPORTS = 64, SH_PIDFDS = 65536 };
+
+struct sh_process;
 
 struct sh_state_of_process {
     uint32_t forks; /* forks between the import and this process */
@@ -25,6 +27,13 @@ struct sh_state_of_process {
         int fd; /* plus 1; 0: unused */
         uint64_t inode;
     } reports[SH_REPORTS]; /* report pipes of the starts under way */
+    /* Running children without a handle, oldest first (drop.c). */
+    struct sh_process *_Atomic dropped;
+    struct sh_process *dropped_last;
+    _Atomic uint32_t dropped_lock;
+    /* Which numbers of the region hold our pidfds (pidfds.c), and how many we have at all. */
+    _Atomic uint64_t pidfds[SH_PIDFDS / 64];
+    _Atomic int pidfd_count;
 };
 
 extern struct sh_state_of_process sh_state;

@@ -187,4 +187,13 @@ struct sh_clone_args {
 
 #define SH_CLOSE_RANGE_UNSHARE 2U
 
+/* linux/pidfd.h has these since 6.13 and 6.15. */
+struct sh_pidfd_info {
+    uint64_t mask, cgroup;
+    uint32_t pid, tgid, ppid, ids[8];
+    int32_t exit_code; /* a wait status */
+};
+#define SH_PIDFD_GET_INFO 0xc040ff0bUL /* _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes) */
+#define SH_PIDFD_INFO_EXIT 8U
+
 #endif

@@ -26,20 +26,10 @@ static int pidfd_of(const struct sh_process *process) {
 static void lock(struct sh_process *process) { sh_lock((_Atomic uint32_t *)&process->lock); }
 static void unlock(struct sh_process *process) { sh_unlock((_Atomic uint32_t *)&process->lock); }
 
-/* A pidfd on 0, 1 or 2, closed in this program, would be the next command's. If
- * there is no other number it is given up. */
-static int off_standard(int fd) {
-    if (fd > STDERR_FILENO)
-        return fd;
-    long moved = SYS(fcntl, fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-    SYS(close, fd);
-    return moved < 0 ? 0 : (int)moved;
-}
-
 void sh_adopt(struct sh_process *process, int pid, int pidfd) {
     process->forks = sh_state.forks;
     process->pid = pid;
-    process->pidfd = pidfd < 0 ? 0 : off_standard(pidfd);
+    process->pidfd = pidfd < 0 ? 0 : sh_place_pidfd(pidfd);
     process->state = SH_RUNNING;
 }
 
@@ -85,10 +75,39 @@ static int64_t to_usec(const struct timeval *time) {
 
 static void record(struct sh_process *process, const siginfo_t *info, const struct rusage *usage) {
     process->status = to_status(info);
-    process->user_usec = to_usec(&usage->ru_utime);
-    process->system_usec = to_usec(&usage->ru_stime);
-    process->maxrss_kib = usage->ru_maxrss;
+    const long *rest = &usage->ru_maxrss; /* fourteen longs follow the times (getrusage(2)) */
+    process->usage[0] = to_usec(&usage->ru_utime);
+    process->usage[1] = to_usec(&usage->ru_stime);
+    for (int i = 2; i < SH_USAGE; i++)
+        process->usage[i] = rest[i - 2];
+    process->has_usage = 1;
+    process->ended_nsec = sh_now();
     process->state = SH_ENDED;
+}
+
+/* Since 6.15 a pidfd remembers the wait status of a process that is gone. With
+ * SIGCHLD ignored the kernel wakes us just before it notes it. */
+static int ask_pidfd(const struct sh_process *process, int *status) {
+    if (process->pidfd <= 0 || sh_avoids(SH_AVOID_PIDFD_INFO))
+        return 0;
+    for (int tries = 0; tries < 100; tries++) {
+        struct sh_pidfd_info info = {.mask = SH_PIDFD_INFO_EXIT};
+        long error = SYS(ioctl, process->pidfd, SH_PIDFD_GET_INFO, &info);
+        if (error == 0 && (info.mask & SH_PIDFD_INFO_EXIT)) {
+            *status = info.exit_code;
+            return 1;
+        }
+        if (error < 0 && error != -ESRCH)
+            return 0;
+        struct timespec pause = {.tv_nsec = 50000};
+        SYS(clock_nanosleep, CLOCK_MONOTONIC, 0, &pause, NULL);
+    }
+    return 0;
+}
+
+static void record_loss(struct sh_process *process) {
+    process->state = ask_pidfd(process, &process->status) ? SH_ENDED : SH_LOST;
+    process->ended_nsec = sh_now();
 }
 
 /* Under the lock. Takes the status if the process has ended; leaves it alone if
@@ -101,11 +120,12 @@ static void try_reap(struct sh_process *process, int flags) {
     struct rusage usage;
     long error = reap(process->pid, pidfd_of(process), WNOHANG | flags, &info, &usage);
     if ((error == -EBADF || error == -EINVAL) && process->pidfd > 0) {
-        process->pidfd = 0; /* closed behind our back: no longer ours to close */
+        sh_disown_pidfd(process->pidfd); /* closed behind our back: no longer ours to close */
+        process->pidfd = 0;
         error = reap(process->pid, -1, WNOHANG | flags, &info, &usage);
     }
     if (error == -ECHILD) {
-        process->state = SH_LOST;
+        record_loss(process);
     } else if (error == 0 && info.si_pid != 0) {
         record(process, &info, &usage);
         process->zombie = (flags & WNOWAIT) != 0;
@@ -123,13 +143,13 @@ static void clean_up(struct sh_process *process) {
         process->zombie = 0;
     }
     if (process->pidfd > 0)
-        SYS(close, process->pidfd);
+        sh_close_pidfd(process->pidfd);
     process->pidfd = 0;
 }
 
 static int in_main_thread(void) { return SYS(gettid) == SYS(getpid); }
 
-static int64_t now(void) {
+int64_t sh_now(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
@@ -141,7 +161,7 @@ static int64_t deadline_after(int64_t nsec) {
         return -1;
     if (nsec > SH_SLICE_NSEC && in_main_thread())
         nsec = SH_SLICE_NSEC;
-    int64_t start = now();
+    int64_t start = sh_now();
     return nsec > INT64_MAX - start ? INT64_MAX : start + nsec;
 }
 
@@ -152,7 +172,7 @@ static long poll_until(struct pollfd *fds, unsigned count, int64_t deadline) {
         struct timespec slice = {.tv_nsec = SH_SLICE_NSEC};
         return SYS(ppoll, fds, count, in_main_thread() ? &slice : NULL, NULL, 0);
     }
-    int64_t left = deadline - now();
+    int64_t left = deadline - sh_now();
     if (left < 0)
         left = 0;
     struct timespec wait = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
@@ -163,7 +183,7 @@ static long poll_until(struct pollfd *fds, unsigned count, int64_t deadline) {
  * 5 ms. Only a wait without limit can sleep in the kernel. */
 static long await_pid(struct sh_process *process, int64_t deadline) {
     if (deadline < 0 && in_main_thread())
-        deadline = now() + SH_SLICE_NSEC;
+        deadline = sh_now() + SH_SLICE_NSEC;
     struct timespec pause = {0, 20000};
     siginfo_t info;
     struct rusage usage;
@@ -173,7 +193,7 @@ static long await_pid(struct sh_process *process, int64_t deadline) {
         long error = SYS(waitid, P_PID, process->pid, &info, flags, &usage);
         if (error == -EINTR || error == -ECHILD || (error == 0 && info.si_pid != 0))
             return error == -EINTR ? error : 1;
-        if (now() >= deadline)
+        if (sh_now() >= deadline)
             return 0;
         error = SYS(clock_nanosleep, CLOCK_MONOTONIC, 0, &pause, NULL);
         if (error == -EINTR)
@@ -211,6 +231,53 @@ static int wait_until(struct sh_process *process, int64_t deadline) {
 
 int sh_wait(struct sh_process *process, int64_t nsec) {
     return wait_until(process, deadline_after(nsec));
+}
+
+int sh_reap(struct sh_process *process) {
+    if (!sh_mine(process))
+        return wait_until(process, 0);
+    lock(process);
+    try_reap(process, pidfd_of(process) >= 0 ? 0 : WNOWAIT);
+    int ended = process->state != SH_RUNNING;
+    clean_up(process);
+    unlock(process);
+    return ended;
+}
+
+int sh_finish(struct sh_process *process) {
+    int error = sh_signal(process, SIGKILL);
+    return error < 0 ? error : sh_wait(process, -1);
+}
+
+int sh_hold(struct sh_process *process) {
+    if (!sh_mine(process))
+        return -1;
+    lock(process);
+    int held = process->state == SH_RUNNING && process->pidfd > 0;
+    process->users += held;
+    unlock(process);
+    return held ? process->pidfd : -1;
+}
+
+void sh_release_hold(struct sh_process *process) {
+    if (!sh_mine(process))
+        return;
+    lock(process);
+    process->users--;
+    clean_up(process);
+    unlock(process);
+}
+
+int sh_copy_pidfd(struct sh_process *process) {
+    if (!sh_mine(process))
+        return -EPERM;
+    lock(process);
+    long fd = -ESRCH;
+    if (process->state == SH_RUNNING)
+        fd = process->pidfd > 0 ? SYS(fcntl, process->pidfd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1)
+                                : -ENOSYS;
+    unlock(process);
+    return (int)fd;
 }
 
 int sh_signal(struct sh_process *process, int number) {
@@ -265,17 +332,11 @@ int sh_give(struct sh_process *process) {
     return process->pid;
 }
 
-void sh_drop(struct sh_process *process) {
-    if (process->state == SH_NEW || !sh_mine(process))
-        return; /* another process's table: that number may be anybody's here */
-    lock(process);
-    if (process->pidfd > 0)
-        SYS(close, process->pidfd);
-    process->pidfd = 0;
-    if (process->report > 0)
-        sh_report_close(process->report);
-    process->report = 0;
-    unlock(process);
+int sh_give_both(struct sh_process *process, struct sh_process *other) {
+    int pid = sh_give(process);
+    if (pid >= 0 && other)
+        sh_give(other);
+    return pid;
 }
 
 /* ---- log ---- */
@@ -352,14 +413,14 @@ static long poll_output(struct sh_process *process, struct pollfd *fds, int64_t 
     if (process->pidfd > 0)
         return poll_until(fds, 2, deadline);
     for (;;) {
-        int64_t soon = now() + 10000000;
+        int64_t soon = sh_now() + 10000000;
         long ready = poll_until(fds, 1, deadline >= 0 && deadline < soon ? deadline : soon);
         if (ready < 0)
             return ready;
         fds[1].revents = has_ended(process) ? POLLIN : 0;
         if (ready > 0 || fds[1].revents)
             return 1;
-        if (deadline >= 0 && now() >= deadline)
+        if (deadline >= 0 && sh_now() >= deadline)
             return 0;
     }
 }

@@ -15,7 +15,7 @@ enum sh_request_flags {
 };
 enum sh_avoid {
     SH_AVOID_CLONE3, SH_AVOID_VFORK, SH_AVOID_PIDFD, SH_AVOID_CLOSE_RANGE, SH_AVOID_LISTING,
-    SH_AVOID_SHARED_FILES, ...
+    SH_AVOID_SHARED_FILES, SH_AVOID_PIDFD_INFO, ...
 };
 enum sh_start { SH_START_CLONE3, SH_START_CLONE, SH_START_PIPE, ... };
 enum sh_state { SH_NEW, SH_RUNNING, SH_ENDED, SH_LOST, SH_GIVEN, ... };
@@ -32,8 +32,10 @@ struct sh_result { int32_t stage, error, detail, started; };
 struct sh_process {
     int32_t pid, pidfd, state, status;
     uint32_t forks, lock;
-    int32_t users, zombie, report;
-    int64_t user_usec, system_usec, maxrss_kib;
+    int32_t users, zombie, report, kept, has_usage;
+    int64_t started_nsec, ended_nsec;
+    int64_t usage[16];
+    struct sh_process *next;
     struct sh_result result;
 };
 struct sh_log {
@@ -58,7 +60,16 @@ int sh_wait(struct sh_process *process, int64_t nsec);
 int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log);
 int sh_signal(struct sh_process *process, int number);
 int sh_give(struct sh_process *process);
-void sh_drop(struct sh_process *process);
+int sh_give_both(struct sh_process *process, struct sh_process *other);
+int sh_reap(struct sh_process *process);
+int sh_finish(struct sh_process *process);
+int sh_hold(struct sh_process *process);
+void sh_release_hold(struct sh_process *process);
+int sh_copy_pidfd(struct sh_process *process);
+void *sh_allocate(size_t size);
+void sh_discard(void *process);
+void sh_sweep(void);
+int sh_list_dropped(int32_t *pids, int size);
 int sh_mine(const struct sh_process *process);
 int sh_fork(const struct sh_request *request, struct sh_process *process,
             struct sh_orders **orders);
@@ -80,6 +91,9 @@ ffi.set_source(
         "csrc/report.c",
         "csrc/launch.c",
         "csrc/wait.c",
+        "csrc/pidfds.c",
+        "csrc/drop.c",
+        "csrc/pydrop.c",
         "csrc/pyfork.c",
         "csrc/fdplan.c",
     ],

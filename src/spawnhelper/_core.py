@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from signal import SIGTERM
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from . import _errors, _state
+from . import _errors
 from ._errors import Stage
 from ._request import PLAIN, Options, Request
 from ._spawnhelper import ffi, lib
@@ -39,6 +40,7 @@ _AVOIDABLE = {
     "close_range": lib.SH_AVOID_CLOSE_RANGE,
     "listing": lib.SH_AVOID_LISTING,
     "shared_files": lib.SH_AVOID_SHARED_FILES,
+    "pidfd_info": lib.SH_AVOID_PIDFD_INFO,
 }
 
 
@@ -73,9 +75,24 @@ Handle = Any  # struct sh_process *: C fills it in, while signals are blocked
 Log = Any  # struct sh_log *
 
 
+# Python's collector calls C: whatever exception strikes wherever, a handle that
+# goes away takes its child along, or leaves it to a later start.
+_allocate = ffi.new_allocator(lib.sh_allocate, lib.sh_discard, should_clear_after_alloc=False)
+
+
 def new_handle() -> Handle:
-    """Memory for one child, before there is one."""
-    return _new(_PROCESS)
+    """Memory for one child, before there is one. Dropping it kills and reaps the child."""
+    return _allocate(_PROCESS)
+
+
+def keep(handle: Handle) -> None:
+    """Somebody gets the handle: if it is dropped the child runs on, with a ResourceWarning."""
+    handle.kept = 1
+
+
+def keep_silently(handle: Handle) -> None:
+    """The same without a warning: for a helper process."""
+    handle.kept = 2
 
 
 def _to_c(options: Options) -> tuple[Any, Any]:
@@ -147,8 +164,6 @@ def start(request: Request, handle: Handle) -> None:
     Raises:
         SpawnError: it was not; nothing is left.
     """
-    if _state.dropped:
-        reap_dropped()
     argv, argc, env, envc, options, _ = request
     if options.pre_exec is not None:
         _start_with_python(request, handle)
@@ -165,8 +180,6 @@ def run(request: Request, handle: Handle, log: Log | None) -> int:
         start(request, handle)
         wait(handle, None, log)
         return returncode(handle)
-    if _state.dropped:
-        reap_dropped()
     c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
     log_c = _NULL if log is None else log
     done = lib.sh_run_packed(c, argv, argc, env, envc, handle, log_c)
@@ -199,6 +212,38 @@ def wait(handle: Handle, timeout: float | None, log: Log | None = None) -> bool:
             return False
 
 
+def reap(handle: Handle) -> bool:
+    """Reap it if it has ended: whether it had.
+
+    Raises:
+        RuntimeError: it is the child of another process, from which this one was forked.
+    """
+    done = lib.sh_reap(handle)
+    if done < 0:
+        raise _wait_error(handle, -done)
+    return bool(done)
+
+
+_GRACE_SECONDS = 1.0
+
+
+def end(handle: Handle) -> None:
+    """SIGTERM, one second, SIGKILL; reaped. For a call that cannot deliver its result."""
+    try:
+        if is_ours(handle):
+            lib.sh_signal(handle, SIGTERM)
+            wait(handle, _GRACE_SECONDS)
+    finally:  # also if a second Ctrl-C strikes
+        if is_ours(handle):
+            finish(handle)
+
+
+def finish(handle: Handle) -> None:
+    """Kill it if it runs, and reap it. The first instruction kills: nothing strikes before."""
+    while lib.sh_finish(handle) == 0:
+        pass  # Python runs signal handlers here
+
+
 def _wait_error(handle: Handle, error: int) -> BaseException:
     if error == errno.EPERM:
         return RuntimeError(
@@ -215,13 +260,53 @@ def is_ended(handle: Handle) -> bool:
 
 def pidfd(handle: Handle) -> int:
     """The descriptor, or -1."""
-    return handle.pidfd or -1
+    return handle.pidfd or -1 if handle.state == _RUNNING else -1
 
 
-def is_spent(handle: Handle) -> bool:
-    """Whether it ended and holds nothing any more."""
-    spent: bool = handle.state == _ENDED and handle.pidfd == handle.report == 0
-    return spent
+def hold(handle: Handle) -> int:
+    """Keep the pidfd open whoever reaps, until ``release``: the pidfd, or -1 for nothing held."""
+    fd: int = lib.sh_hold(handle)
+    return fd
+
+
+def release(handle: Handle) -> None:
+    """End what ``hold`` began."""
+    lib.sh_release_hold(handle)
+
+
+def copy_pidfd(handle: Handle) -> int:
+    """A duplicate of the pidfd that the caller closes; -1 if it has ended or there is none.
+
+    Raises:
+        RuntimeError: it is the child of another process, from which this one was forked.
+        OSError: no descriptor is free.
+    """
+    fd: int = lib.sh_copy_pidfd(handle)
+    if fd in (-errno.ESRCH, -errno.ENOSYS):
+        return -1
+    if fd < 0:
+        raise _wait_error(handle, -fd)
+    return fd
+
+
+def usage(handle: Handle) -> tuple[float, ...]:
+    """The sixteen fields of getrusage(2).
+
+    Raises:
+        ChildProcessError: somebody else reaped the child, and got them.
+    """
+    if not handle.has_usage:
+        raise ChildProcessError(
+            errno.ECHILD, f"process {handle.pid} was reaped by somebody else; its rusage is lost"
+        )
+    user, system, *counts = handle.usage
+    return (user / 1e6, system / 1e6, *counts)
+
+
+def wall_time(handle: Handle) -> float:
+    """Seconds from before the start to when the end was seen."""
+    seconds: float = (handle.ended_nsec - handle.started_nsec) / 1e9
+    return seconds
 
 
 def is_ours(handle: Handle) -> bool:
@@ -260,31 +345,26 @@ def signal(handle: Handle, number: int) -> None:
         raise OSError(-error, os.strerror(-error))
 
 
-def give(request: Request, handle: Handle) -> int:
-    """Leave the child to the caller, who reaps it: its pid.
+def give(request: Request, handle: Handle, other: Handle | None) -> None:
+    """Leave one or two children to the caller, who reaps them.
 
     Raises:
-        SpawnError: a signal killed it before exec.
+        SpawnError: a signal killed the first one before exec.
     """
-    pid: int = lib.sh_give(handle)
-    if pid < 0:
+    if lib.sh_give_both(handle, _NULL if other is None else other) < 0:
         raise _failure(request, handle)
-    return pid
 
 
-def drop(handle: Handle) -> None:
-    """Close what a handle without child holds."""
-    lib.sh_drop(handle)
+def sweep() -> None:
+    """Reap children whose handles were dropped, as far as they have ended; some at a call."""
+    lib.sh_sweep()
 
 
-def reap_dropped() -> None:
-    """Reap children whose handles were dropped, as far as they have ended."""
-    for handle in list(_state.dropped):
-        if not lib.sh_mine(handle) or lib.sh_wait(handle, 0) == 1:
-            try:
-                _state.dropped.remove(handle)
-            except ValueError:
-                continue  # another thread was faster
+def list_dropped() -> list[int]:
+    """The pids of children whose handles were dropped, as far as they are not reaped."""
+    count: int = lib.sh_list_dropped(_NULL, 0)
+    pids = _new("int32_t[]", count)
+    return list(pids)[: lib.sh_list_dropped(pids, count)]
 
 
 def new_log(source: int, pipe_end: int, file: int, out: int) -> Log:

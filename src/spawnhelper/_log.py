@@ -75,7 +75,7 @@ class LogPipe:
         if command.pidfd >= 0:
             fds[4] = command.pidfd
         request = make_request([COPIER], env={}, fd_pipes=fds, close_fds=True)
-        copier = Process(request, _core.new_handle())
+        copier = Process(request.argv, _core.new_handle())
         _core.start(request, copier._handle)
         return copier
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import warnings
+from collections.abc import Generator
+from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import _core, _state
-from ._request import Request
+from . import _core
+
+if TYPE_CHECKING:
+    import resource
 
 _GRACE_SECONDS = 1.0
 
@@ -19,17 +21,30 @@ _GRACE_SECONDS = 1.0
 class Process:
     """A process started by ``spawn(..., returnproc=True)``; never made by hand.
 
-    The handle owns the child until its end has been waited for. Signals go
-    through the pidfd (pidfd_send_signal(2)), so they cannot reach a stranger
-    that got the same pid later. Any thread may use it. In a process forked
-    from the owner, waiting and signalling raise ``RuntimeError``.
+    The handle owns the child until its end has been seen. Signals go through
+    the pidfd (pidfd_send_signal(2)), so they cannot reach a stranger that got
+    the same pid later. Any thread may use it, several at once too. In a
+    process forked from the owner, waiting and signalling raise
+    ``RuntimeError`` at once.
+
+    Wait with ``wait()``, with ``await`` in an asyncio (any loop) or trio task,
+    with ``fileno()`` in select, poll and epoll, or for many at once with
+    ``wait_any()`` and ``as_completed()``. As a context manager, ``with`` or
+    ``async with``, it is killed and reaped at the end of the block.
+
+    If somebody else reaps the child (``os.waitpid(-1)``, SIGCHLD ignored) no
+    call hangs. From Linux 6.15 on the pidfd still tells the returncode, and
+    only ``rusage`` is lost; before, the answer is ``ChildProcessError``.
+
+    A handle that is dropped while the child runs warns (``ResourceWarning``);
+    the child runs on, and a later start reaps it.
     """
 
-    __slots__ = ("__weakref__", "_copier", "_handle", "_request")
+    __slots__ = ("__weakref__", "_argv", "_copier", "_handle")
 
-    def __init__(self, request: Request, handle: Any) -> None:
+    def __init__(self, argv: bytes, handle: Any) -> None:
         self._handle = handle
-        self._request = request
+        self._argv = argv
         self._copier: Process | None = None
 
     # ---- what it is ----
@@ -67,9 +82,31 @@ class Process:
         """Exit status, negative for a signal; None until the end has been seen.
 
         Raises:
-            ChildProcessError: the child was reaped by somebody else.
+            ChildProcessError: the child was reaped by somebody else (before Linux 6.15).
         """
         return _core.returncode(self._handle) if _core.is_ended(self._handle) else None
+
+    @property
+    def rusage(self) -> resource.struct_rusage | None:
+        """What the process and the children that it reaped used; None until the end has been seen.
+
+        ``ru_maxrss`` (KiB) begins at the size of the process that started it
+        (the kernel inherits it through fork and exec), so it tells something
+        about a command only if that is larger than this program.
+
+        Raises:
+            ChildProcessError: the child was reaped by somebody else.
+        """
+        if not _core.is_ended(self._handle):
+            return None
+        import resource
+
+        return resource.struct_rusage(_core.usage(self._handle))
+
+    @property
+    def wall_time(self) -> float | None:
+        """Seconds from before the start to when the end was seen; None until then."""
+        return _core.wall_time(self._handle) if _core.is_ended(self._handle) else None
 
     # ---- waiting ----
 
@@ -77,7 +114,7 @@ class Process:
         """Look whether it has ended: the returncode, or None.
 
         Raises:
-            ChildProcessError: the child was reaped by somebody else.
+            ChildProcessError: the child was reaped by somebody else (before Linux 6.15).
             RuntimeError: this process was forked from the owner.
         """
         if not _core.wait(self._handle, 0):
@@ -97,7 +134,7 @@ class Process:
 
         Raises:
             subprocess.TimeoutExpired: it still runs.
-            ChildProcessError: the child was reaped by somebody else.
+            ChildProcessError: the child was reaped by somebody else (before Linux 6.15).
             RuntimeError: this process was forked from the owner.
         """
         deadline = None if timeout is None else monotonic() + timeout
@@ -111,8 +148,33 @@ class Process:
             raise subprocess.TimeoutExpired(self._arguments(), timeout or 0.0)
         return _core.returncode(self._handle)
 
+    async def wait_async(self) -> int:
+        """Wait for the end in an asyncio or trio task; other tasks run meanwhile.
+
+        ``await process`` is the same. A cancelled wait leaves the process and
+        every other waiter alone, so ``asyncio.timeout`` limits it.
+
+        Returns:
+            The exit status, or the negative number of the signal that killed it.
+
+        Raises:
+            ChildProcessError: the child was reaped by somebody else (before Linux 6.15).
+            RuntimeError: this process was forked from the owner, or no event loop runs.
+            OSError: no descriptor is free for the duplicate of the pidfd that each wait needs.
+        """
+        if not _core.reap(self._handle):
+            from . import _aio
+
+            await _aio.wait_for_end(self._handle)
+        if self._copier is not None:
+            await self._copier.wait_async()
+        return _core.returncode(self._handle)
+
+    def __await__(self) -> Generator[Any, Any, int]:
+        return self.wait_async().__await__()
+
     def _arguments(self) -> list[str]:
-        return [os.fsdecode(word) for word in self._request.argv.split(b"\0")]
+        return [os.fsdecode(word) for word in self._argv.split(b"\0")]
 
     # ---- signals ----
 
@@ -135,19 +197,27 @@ class Process:
 
     # ---- ending ----
 
+    def _keep(self) -> None:
+        """The caller of spawn() gets it."""
+        if self._copier is not None:
+            _core.keep_silently(self._copier._handle)
+        _core.keep(self._handle)
+
     def _end(self) -> None:
         """SIGTERM, one second, SIGKILL; reaped. For a call that cannot deliver its result."""
-        if not _core.is_ours(self._handle):
-            return
-        try:
-            with contextlib.suppress(PermissionError):  # it changed its user
-                self.terminate()
-            _core.wait(self._handle, _GRACE_SECONDS)
-        finally:  # also if a second Ctrl-C strikes
-            self._kill_and_reap()
+        _core.end(self._handle)
+        if self._copier is not None and _core.is_ours(self._copier._handle):
+            _core.wait(self._copier._handle, _GRACE_SECONDS)
+            _core.finish(self._copier._handle)
 
-    def __enter__(self) -> Process:
-        return self
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Process: ...  # noqa: D105
+
+    else:
+        # Returns self without Python code: a signal handler may raise wherever a
+        # Python function begins, and there it would strike before the block is entered.
+        __enter__ = property(partial(partial, {}.get, None))
 
     def __exit__(
         self,
@@ -156,33 +226,30 @@ class Process:
         traceback: TracebackType | None,
     ) -> None:
         """Kill it if it still runs, and reap it."""
-        self._kill_and_reap()
+        if _core.is_ours(self._handle):
+            _core.finish(self._handle)  # one that may not be killed is left to later starts
         if self._copier is not None:
             _core.wait(self._copier._handle, None)
 
-    def _kill_and_reap(self) -> None:
-        """One that may not be killed is left to later starts to reap."""
-        if _core.is_ours(self._handle):
-            with contextlib.suppress(PermissionError):
-                self.kill()
-                _core.wait(self._handle, None)
+    async def __aenter__(self) -> Process:
+        return self
 
-    def __del__(
+    async def __aexit__(
         self,
-        _is_spent: Any = _core.is_spent,
-        _is_ours: Any = _core.is_ours,
-        _drop: Any = _core.drop,
-        _dropped: list[Any] = _state.dropped,
-        _warn: Any = warnings.warn,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        handle = getattr(self, "_handle", None)
-        if handle is None or _is_spent(handle):
+        """Kill it if it still runs, and reap it; even if this wait is cancelled."""
+        if not _core.is_ours(self._handle):
             return
-        if not _is_ours(handle):
-            _drop(handle)
-            return
-        _dropped.append(handle)
-        _warn(f"{self!r} was dropped while it ran", ResourceWarning, source=self, stacklevel=2)
+        self.kill()
+        try:
+            await self.wait_async()
+        except ChildProcessError:
+            return  # reaped, if not by us
+        finally:  # at once, because it was killed
+            self.__exit__(kind, value, traceback)
 
     def __repr__(self) -> str:
         words = self._arguments()

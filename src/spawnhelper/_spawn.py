@@ -25,7 +25,7 @@ def _run(request: Request, logfile: Argument | None) -> int:
             return _core.run(request, handle, None)
         return _core.run(log.request, handle, log.for_waiting_call())
     except BaseException:
-        Process(request, handle)._end()
+        _core.end(handle)
         raise
     finally:
         if log is not None:
@@ -42,6 +42,14 @@ def _start(process: Process, request: Request, logfile: Argument | None) -> None
         process._copier = log.start_copier(process)
     finally:
         log.close()
+
+
+def _give(process: Process, request: Request) -> list[int]:
+    """Leave the child to the caller, and the copier."""
+    copier = process._copier
+    pids = [process.pid] if copier is None else [copier.pid, process.pid]
+    _core.give(request, process._handle, None if copier is None else copier._handle)
+    return pids
 
 
 @overload
@@ -253,13 +261,13 @@ def spawn(
     )
     if not returnpid and not returnproc:
         return _run(request, logfile)
-    process = Process(request, _core.new_handle())
+    process = Process(request.argv, _core.new_handle())
     try:
         _start(process, request, logfile)
         if returnproc:
+            process._keep()
             return process
-        processes = [process] if process._copier is None else [process._copier, process]
-        return [_core.give(request, started._handle) for started in processes]
+        return _give(process, request)
     except BaseException:
         process._end()
         raise

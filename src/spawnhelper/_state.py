@@ -1,7 +1,6 @@
 """The few process-wide things on the Python side; the C side's are in csrc/state.h.
 
-All of them are valid after a fork: the cache is a value, and handles of the
-parent's children know that they are not this process's.
+All of them are valid after a fork: they are values.
 """
 
 from __future__ import annotations
@@ -16,7 +15,3 @@ Cached = tuple[dict[Any, Any], tuple[bytes, int]]
 # that threads see one or the other.
 inherited_env: Cached = ({}, (b"", 0))
 given_env: Cached = ({}, (b"", 0))
-
-# Children whose handle was dropped while they ran. Reaped, if they have
-# ended, by every later start: no thread, no SIGCHLD handler.
-dropped: list[Any] = []
