@@ -204,7 +204,6 @@ def test_4_parents_handle_in_a_forked_child():
         assert time.monotonic() - start < 2
         assert process.returncode is None
         process.__exit__(None, None, None)
-        process.__del__()
         if pidfd >= 0:
             os.fstat(pidfd)  # the number may be anybody's: it is left alone
 

@@ -13,7 +13,7 @@ import warnings
 import pytest
 
 from conftest import needs_pidfd
-from spawnhelper import SpawnError, spawn
+from spawnhelper import SpawnError, _core, spawn
 
 pytestmark = pytest.mark.core
 
@@ -145,7 +145,51 @@ def test_dropped_after_its_end_is_silent():
         gc.collect()
 
 
-def test_reaped_by_somebody_else():
+@pytest.fixture
+def without_exit_info():
+    """As before Linux 6.15: a pidfd forgets the status of what somebody else reaped."""
+    avoided = os.environ.get("SPAWNHELPER_AVOID", "")
+    _core.avoid(f"{avoided},pidfd_info")
+    yield
+    _core.avoid(avoided)
+
+
+KEEPS_EXIT_INFO = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+
+
+@needs_pidfd
+@pytest.mark.skipif(not KEEPS_EXIT_INFO, reason="needs Linux 6.15")
+def test_reaped_by_somebody_else_but_the_pidfd_knows():
+    for script, code in (("exit 7", 7), ("kill -9 $$", -9)):
+        process = spawn(["sh", "-c", script], returnproc=True)
+        os.waitpid(process.pid, 0)
+        assert process.wait() == process.returncode == code
+        with pytest.raises(ChildProcessError, match="rusage is lost"):
+            process.rusage
+
+
+@needs_pidfd
+@pytest.mark.skipif(not KEEPS_EXIT_INFO, reason="needs Linux 6.15")
+def test_sigchld_ignored_but_the_pidfd_knows():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert [spawn(["sh", "-c", f"exit {n}"]) for n in range(100)] == list(range(100))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_usage_and_wall_time():
+    process = spawn(["sh", "-c", "sleep 0.2; i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"],
+                    returnproc=True)  # fmt: skip
+    assert process.rusage is process.wall_time is None
+    process.wait()
+    assert process.rusage.ru_utime + process.rusage.ru_stime > 0
+    assert process.rusage.ru_minflt > 10
+    assert process.rusage.ru_maxrss > 100
+    assert 0.2 <= process.wall_time < 60
+
+
+def test_reaped_by_somebody_else(without_exit_info):
     process = spawn("true", returnproc=True)
     os.waitpid(process.pid, 0)
     with pytest.raises(ChildProcessError, match="somebody else"):
@@ -154,7 +198,7 @@ def test_reaped_by_somebody_else():
     assert "reaped by somebody else" in repr(process)
 
 
-def test_sigchld_ignored_does_not_hang():
+def test_sigchld_ignored_does_not_hang(without_exit_info):
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with pytest.raises(ChildProcessError):

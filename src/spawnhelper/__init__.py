@@ -13,6 +13,7 @@ if not _sys.platform.startswith("linux"):
 
 from ._errors import CommandNotFound, LogWarning, SpawnError, Stage
 from ._fds import get_open_fds, sanitize_fds
+from ._group import Completed, as_completed, wait_any, wait_any_async
 from ._lookup import find_binary
 from ._process import Process
 from ._spawn import spawn
@@ -21,13 +22,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CommandNotFound",
+    "Completed",
     "LogWarning",
     "Process",
     "SpawnError",
     "Stage",
     "__version__",
+    "as_completed",
     "find_binary",
     "get_open_fds",
     "sanitize_fds",
     "spawn",
+    "wait_any",
+    "wait_any_async",
 ]

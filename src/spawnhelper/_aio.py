@@ -42,7 +42,7 @@ async def wait_readable(fd: int, timeout: float | None = None) -> bool:
             return True
         return False
     loop = asyncio.get_running_loop()
-    future = loop.create_future()
+    future: asyncio.Future[bool] = loop.create_future()
     timer = None if timeout is None else loop.call_later(timeout, _wake, future, False)
     loop.add_reader(fd, _wake, future, True)
     try:

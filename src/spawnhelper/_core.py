@@ -309,6 +309,12 @@ def wall_time(handle: Handle) -> float:
     return seconds
 
 
+def is_running(handle: Handle) -> bool:
+    """Whether its end has not been seen yet."""
+    state: int = handle.state
+    return state == _RUNNING
+
+
 def is_ours(handle: Handle) -> bool:
     """Whether a child runs, or waits to be reaped, for which this handle answers."""
     return handle.state == _RUNNING and bool(lib.sh_mine(handle))

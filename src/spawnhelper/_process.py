@@ -212,7 +212,7 @@ class Process:
 
     if TYPE_CHECKING:
 
-        def __enter__(self) -> Process: ...  # noqa: D105
+        def __enter__(self) -> Process: ...
 
     else:
         # Returns self without Python code: a signal handler may raise wherever a

@@ -19,7 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CSRC = ROOT / "csrc"
 HERE = Path(__file__).resolve().parent
 CORE = [
-    *("state.c", "orders.c", "report.c", "launch.c", "wait.c", "pidfds.c", "drop.c", "fdplan.c", "spawnhelper.c"),
+    *(
+        "state.c",
+        "orders.c",
+        "report.c",
+        "launch.c",
+        "wait.c",
+        "pidfds.c",
+        "drop.c",
+        "fdplan.c",
+        "spawnhelper.c",
+    ),
 ]
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g"]
 FREESTANDING = [

@@ -1,0 +1,246 @@
+"""An exception at every instruction of spawn(), wait() and with; and thousands of real signals.
+
+SPAWNHELPER_INTERRUPTS sets how many real ones (1,000 by default).
+"""
+
+import gc
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+from conftest import open_fds
+from instruments.strike import Striker, Struck
+from spawnhelper import _core, _spawn, as_completed, spawn
+
+pytestmark = [
+    pytest.mark.core,
+    # an injected exception may strike a Python __del__, too
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SLEEP = ["sleep", "60"]
+
+
+def children() -> set[int]:
+    """Every child of this process, zombies included."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children") as file:
+            found |= {int(pid) for pid in file.read().split()}
+    return found
+
+
+class Owner:
+    """Holds what a scenario got."""
+
+    def __init__(self):
+        self.processes = []
+
+    def unowned(self) -> set[int]:
+        return children() - {p.pid for p in self.processes} - set(_core.list_dropped())
+
+    def finish(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes.clear()
+
+
+def waiting(owner):
+    assert spawn(["true"]) == 0
+
+
+def waiting_with_log(owner):
+    assert spawn(["true"], logfile="/dev/null") == 0
+
+
+def starting(owner):
+    owner.processes.append(spawn(SLEEP, returnproc=True))
+
+
+def starting_with_log(owner):
+    owner.processes.append(spawn(SLEEP, returnproc=True, logfile="/dev/null"))
+
+
+def with_block(owner):
+    with spawn(SLEEP, returnproc=True) as process:
+        owner.processes.append(process)
+
+
+def wait(owner):
+    owner.processes.append(spawn(["true"], returnproc=True))
+    owner.processes[-1].wait()
+
+
+def wait_with_timeout(owner):
+    owner.processes.append(spawn(["true"], returnproc=True))
+    owner.processes[-1].wait(60)
+
+
+def several(owner):
+    owner.processes += [spawn(["true"], returnproc=True), spawn(["true"], returnproc=True)]
+    for process in as_completed(owner.processes):
+        assert process.returncode == 0
+
+
+def with_pre_exec(owner):
+    owner.processes.append(spawn(SLEEP, returnproc=True, pre_exec=int))
+
+
+def failing(owner):
+    with pytest.raises(OSError):
+        spawn(["/nonexistent/program"], returnproc=True)
+
+
+def given(owner):
+    for pid in spawn(["true"], returnpid=True):
+        os.waitpid(pid, 0)
+
+
+def sweep(scenario, every=1, most=100_000):
+    """Strike at each instruction in turn: how many there were, and what was lost."""
+    lost = []
+    scenario(Owner()) if scenario in (waiting, waiting_with_log, failing) else None
+    fds = open_fds()
+    for at in range(1, most, every):
+        owner = Owner()
+        striker = Striker(at)
+        struck = striker.run(lambda owner=owner: scenario(owner))
+        lost += [(at, pid) for pid in owner.unowned()]
+        owner.finish()
+        gc.collect(0)
+        _core.sweep()
+        leaked = open_fds() - fds
+        lost += [(at, f"fd {fd}") for fd in leaked]
+        for fd in leaked:
+            os.close(fd)
+        if not struck:
+            return at, lost
+    raise AssertionError("no end")
+
+
+SCENARIOS = [waiting, starting, with_block, wait, wait_with_timeout, several, failing]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
+def test_every_instruction(scenario):
+    instructions, lost = sweep(scenario)
+    assert lost == []
+    assert instructions > 50
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("scenario", [given, with_pre_exec], ids=lambda s: s.__name__)
+def test_every_third_instruction_of_slow_ways(scenario):
+    assert sweep(scenario, every=3)[1] == []
+
+
+def test_log_loses_no_child():
+    """Its descriptors have windows of one instruction; children have none."""
+    for scenario in (waiting_with_log, starting_with_log):
+        _, lost = sweep(scenario, every=7)
+        assert [what for what in lost if isinstance(what[1], int)] == []
+
+
+def test_seeded_bug_is_caught(monkeypatch):
+    """A start that hands its child over in two steps."""
+
+    def run(request, _logfile):
+        pid = os.posix_spawn("/bin/true", ["true"], {})
+        handle = _core.new_handle()  # struck here, the child has no owner
+        return os.waitpid(pid, 0)[1] + (handle is None)
+
+    monkeypatch.setattr(_spawn, "_run", run)
+    _, lost = sweep(waiting)
+    assert lost
+    for _, pid in lost:
+        os.waitpid(pid, 0)
+
+
+def test_a_second_exception_during_the_cleanup():
+    """Struck while the waiting call ends its child: killed and reaped all the same."""
+
+    def handler(*_):
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for at in range(1, 60, 2):
+            striker = Striker(0)
+
+            def interrupted(striker=striker, at=at):
+                def arm(*_):
+                    striker.at = striker.seen + at
+                    raise InterruptedError
+
+                signal.signal(signal.SIGALRM, arm)
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+                spawn(SLEEP)
+
+            with pytest.raises((Struck, InterruptedError)):
+                if striker.run(interrupted):
+                    raise Struck
+            gc.collect()
+            assert children() == set()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_random_interrupts():
+    """Real SIGINTs at random moments, as Ctrl-C sends them."""
+    wanted = int(os.environ.get("SPAWNHELPER_INTERRUPTS", "1000"))
+    moments = random.Random(0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop, armed = threading.Event(), threading.Event()
+    main = threading.main_thread().ident
+
+    def shoot():
+        while not stop.is_set():
+            if armed.wait(1):
+                armed.clear()
+                time.sleep(moments.random() * 0.001)  # the moment is what is random
+                signal.pthread_kill(main, signal.SIGINT)
+
+    shooter = threading.Thread(target=shoot)
+    shooter.start()
+    struck, lost, fds = 0, [], None
+    try:
+        for _ in range(wanted):
+            process = None
+            try:
+                armed.set()
+                while True:
+                    spawn(["/bin/true"])
+                    with spawn(["/bin/true"], returnproc=True) as process:
+                        process.wait()
+                    with spawn(SLEEP, returnproc=True) as process:
+                        pass
+            except KeyboardInterrupt:
+                struck += 1
+            owned = set(_core.list_dropped()) | ({process.pid} if process else set())
+            lost += children() - owned
+            if process is not None:
+                process.__exit__(None, None, None)
+            if fds is None:
+                fds = open_fds()
+    finally:
+        stop.set()
+        shooter.join()
+        signal.signal(signal.SIGINT, before)
+    assert struck == wanted
+    assert lost == []
+    process = None
+    gc.collect()
+    dropped = _core.list_dropped()
+    for pid in dropped:
+        os.kill(pid, signal.SIGKILL)
+    while _core.list_dropped():
+        _core.sweep()
+    assert children() == set()
+    assert open_fds() == fds
