@@ -41,7 +41,9 @@ class Owner:
         self.processes = []
 
     def unowned(self) -> set[int]:
-        return children() - {p.pid for p in self.processes} - set(_core.list_dropped())
+        owned = {p.pid for p in self.processes}
+        owned |= {p._copier.pid for p in self.processes if p._copier is not None}
+        return children() - owned - set(_core.list_dropped())
 
     def finish(self):
         for process in self.processes:
@@ -158,7 +160,7 @@ def test_seeded_bug_is_caught(monkeypatch):
     monkeypatch.setattr(_spawn, "_run", run)
     _, lost = sweep(waiting)
     assert lost
-    for _, pid in lost:
+    for pid in {pid for _, pid in lost}:
         os.waitpid(pid, 0)
 
 

@@ -67,8 +67,8 @@ class LogPipe:
         Raises:
             SpawnError: it could not be started.
         """
-        os.close(self.pipe_end)
-        self.pipe_end = -1
+        pipe_end, self.pipe_end = self.pipe_end, -1  # never closed twice
+        os.close(pipe_end)
         fds = {0: self.source, 3: self.file}
         if self.out >= 0:
             fds[1] = self.out
@@ -82,10 +82,10 @@ class LogPipe:
     def close(self) -> None:
         """Close what is left, and say what could not be copied."""
         log, self._log = self._log, None
-        fds = [self.source, self.pipe_end, self.file]
+        fds = {self.source, self.pipe_end, self.file}  # struck in between, both name the same
         self.source = self.pipe_end = self.file = -1
         if log is not None:
-            fds += [log.source, log.pipe_end]
+            fds |= {log.source, log.pipe_end}
             log.source = log.pipe_end = -1
         for fd in fds:
             if fd >= 0:
