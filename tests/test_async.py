@@ -1,6 +1,7 @@
 """await, async with, wait_any_async() and async for: in asyncio, uvloop and trio."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -210,10 +211,8 @@ def test_reaped_by_somebody_else():
     async def main():
         process = start("exit 0")
         os.waitid(os.P_PID, process.pid, os.WEXITED)
-        try:
+        with contextlib.suppress(ChildProcessError):
             assert await process == 0
-        except ChildProcessError:
-            pass
 
     asyncio.run(main())
 

@@ -8,12 +8,13 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.core
+SPAWN = "from spawnhelper import spawn\n"
 
 
 def run_program(program: str) -> str:
     """What it prints; it must end with status 0 and say nothing on stderr."""
     done = subprocess.run(
-        [sys.executable, "-c", "import os, sys, threading\nfrom spawnhelper import spawn\n" + program],
+        [sys.executable, "-c", f"import os, sys, threading\n{SPAWN}{program}"],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -43,7 +44,8 @@ sys.modules["late"] = late
 
 def test_daemon_threads_that_wait():
     program = """
-children = [spawn(["sleep", "60"], returnproc=True) for _ in range(3)]
+children = [spawn(["sleep", "60"], fd_pipes={0: 0}, close_fds=True, returnproc=True)
+            for _ in range(3)]
 def block(process):
     ready.release()
     process.wait()

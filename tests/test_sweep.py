@@ -172,7 +172,9 @@ def test_a_second_exception_during_the_cleanup():
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
-        for at in range(1, 60, 2):
+        # Not the first one: it pushes the exception, where a signal is never looked for,
+        # and what is raised there keeps the frame alive for ever.
+        for at in range(2, 60, 2):
             striker = Striker(0)
 
             def interrupted(striker=striker, at=at):
