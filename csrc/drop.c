@@ -52,7 +52,7 @@ static void kill_and_wait(struct sh_process *process) {
 }
 
 void sh_abandon(struct sh_process *process) {
-    if (process->state == SH_RUNNING && sh_mine(process)) {
+    if ((process->state == SH_RUNNING || process->state == SH_ENDING) && sh_mine(process)) {
         if (!process->kept)
             kill_and_wait(process);
         if (sh_reap(process) == 0) {
@@ -82,7 +82,7 @@ void sh_sweep(void) {
         struct sh_process *process = take_first();
         if (!process)
             break;
-        if (sh_reap(process) != 0)
+        if (sh_reap_now(process) != 0)
             destroy(process);
         else
             append(process);

@@ -15,11 +15,21 @@
 
 const char *sh_stage_name(int stage) {
     static const char *const names[] = {
-#define SH_STAGE(name) #name,
+#define SH_STAGE(name, policy) #name,
         SH_STAGES(SH_STAGE)
 #undef SH_STAGE
     };
     return stage >= 0 && stage < SH_STAGE_COUNT ? names[stage] : "?";
+}
+
+int sh_stage_tolerated(int stage) {
+    enum { FATAL, TOLERATED };
+    static const char policies[] = {
+#define SH_STAGE(name, policy) policy,
+        SH_STAGES(SH_STAGE)
+#undef SH_STAGE
+    };
+    return stage >= 0 && stage < SH_STAGE_COUNT && policies[stage] == TOLERATED;
 }
 
 int sh_refuse(struct sh_process *process, int stage, int error, int detail) {
@@ -42,6 +52,14 @@ void sh_restore_signals(const uint64_t *before) {
 
 /* ---- three ways to make a child ---- */
 
+/* What the first process runs: the command itself, or the one that makes it. */
+static void enter_child(void *argument) {
+    struct sh_orders *orders = argument;
+    if (orders->isolation && orders->isolation->intermediate)
+        sh_intermediate(orders);
+    sh_child(orders);
+}
+
 /* No exit signal: a child that fails before exec raises no SIGCHLD and is
  * invisible to other people's waitpid(-1). exec makes it SIGCHLD (execve(2)). */
 static long by_clone3(struct sh_orders *orders, uint64_t flags, int *pidfd) {
@@ -54,16 +72,18 @@ static long by_clone3(struct sh_orders *orders, uint64_t flags, int *pidfd) {
         args.stack = (uintptr_t)sh_stack(orders, &size);
         args.stack_size = size;
     }
+    if (flags & SH_CLONE_INTO_CGROUP)
+        args.cgroup = (uint64_t)orders->isolation->cgroup;
 #ifdef SH_HAVE_CLONE3_ENTRY
     if (flags & CLONE_VM)
-        return sh_clone3(&args, sizeof args, sh_child, orders);
+        return sh_clone3(&args, sizeof args, enter_child, orders);
 #else
     if (flags & CLONE_VM)
         return -ENOSYS;
 #endif
     long pid = SYS(clone3, &args, sizeof args);
     if (pid == 0)
-        sh_child(orders);
+        enter_child(orders);
     return pid;
 }
 
@@ -85,7 +105,7 @@ static long clone_on_stack(struct sh_orders *orders, int (*entry)(void *), int f
 }
 
 static int child_entry(void *orders) {
-    sh_child(orders);
+    enter_child(orders);
     return 0;
 }
 
@@ -95,14 +115,31 @@ static long by_clone(struct sh_orders *orders, uint64_t flags, int *pidfd) {
         return clone_on_stack(orders, child_entry, (int)flags | CLONE_VFORK, pidfd);
     long pid = SYS(clone, (unsigned)flags | CLONE_VFORK, 0, pidfd, 0, 0);
     if (pid == 0)
-        sh_child(orders);
+        enter_child(orders);
     return pid;
 }
 
+/* The intermediate's descriptors are ours: it leaves the pidfds of what it makes. */
+static uint64_t isolation_flags(struct sh_isolation *isolation, int mode) {
+    uint64_t flags = 0;
+    isolation->clone3 = mode == SH_START_CLONE3;
+    isolation->cgroup_at_birth &= isolation->clone3;
+    if (isolation->by_clone)
+        flags |= isolation->fresh & ~(uint32_t)(SH_NEWPID | SH_NEWUSER);
+    if (isolation->intermediate)
+        flags |= CLONE_FILES;
+    else if (isolation->cgroup_at_birth)
+        flags |= SH_CLONE_INTO_CGROUP;
+    return flags;
+}
+
 static long make_child(struct sh_orders *orders, int mode, uint64_t flags, int *pidfd) {
+    struct sh_isolation *isolation = orders->isolation;
+    if (isolation)
+        flags |= isolation_flags(isolation, mode);
     if (orders->shared_files >= 0)
         flags |= CLONE_FILES;
-    if (!(orders->avoid & SH_AVOID_PIDFD))
+    if (!(orders->avoid & SH_AVOID_PIDFD) && !(isolation && isolation->intermediate))
         flags |= CLONE_PIDFD;
     if (mode == SH_START_CLONE3)
         return by_clone3(orders, flags, pidfd);
@@ -114,17 +151,28 @@ static long make_child(struct sh_orders *orders, int mode, uint64_t flags, int *
 
 /* With memory of its own, but still suspending us until exec: no pipe needed. */
 static long start_forked(struct sh_orders *orders, int mode, int *pidfd) {
-    struct sh_result *shared =
+    struct shared {
+        struct sh_result result;
+        struct sh_births births;
+    } *shared =
         mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED)
         return -ENOMEM;
-    volatile struct sh_result *result = orders->result;
-    orders->result = shared;
+    struct sh_isolation *isolation = orders->isolation;
+    struct sh_result *result = (struct sh_result *)orders->result;
+    orders->result = &shared->result;
+    if (isolation) {
+        shared->births = isolation->own_births;
+        isolation->births = &shared->births;
+    }
     long pid = make_child(orders, mode, 0, pidfd);
     orders->result = result;
-    result->stage = shared->stage;
-    result->error = shared->error;
-    result->detail = shared->detail;
+    *result = shared->result;
+    if (isolation) {
+        isolation->births = &isolation->own_births;
+        isolation->own_births = shared->births;
+        isolation->own_births.holder.busy = isolation->own_births.command.busy = 0;
+    }
     munmap(shared, sizeof *shared);
     return pid;
 }
@@ -205,6 +253,11 @@ static int is_missing(long error) {
     return error == -ENOSYS || error == -EPERM || error == -EINVAL;
 }
 
+/* Then it may be what isolation adds that is refused, not the call. */
+static int is_asked_too_much(const struct sh_isolation *isolation) {
+    return isolation->by_clone || (isolation->cgroup_at_birth && !isolation->intermediate);
+}
+
 static long try_shared(struct sh_orders *orders, int own_memory, int *pidfd) {
     int mode = sh_start_mode();
     for (;;) {
@@ -213,6 +266,8 @@ static long try_shared(struct sh_orders *orders, int own_memory, int *pidfd) {
             pid =
                 own_memory ? start_forked(orders, mode, pidfd) : start_shared(orders, mode, pidfd);
         if (pid >= 0 || !is_missing(pid) || mode != SH_START_CLONE3)
+            return pid;
+        if (orders->isolation && is_asked_too_much(orders->isolation))
             return pid;
         mode = vfork_is_real(orders) ? SH_START_CLONE : SH_START_PIPE;
         orders->result->stage = 0;
@@ -236,13 +291,25 @@ int sh_bury(struct sh_process *process, int pid, int pidfd, int stage, int silen
     return -result->error;
 }
 
-static int learn_result(struct sh_process *process, long pid, int pidfd) {
+static int refuse_clone(struct sh_process *process, struct sh_isolation *isolation, long error) {
+    sh_refuse(process, SH_STAGE_CLONE, (int)-error, 0);
+    if (isolation)
+        sh_isolation_blame(isolation, &process->result);
+    return -process->result.error;
+}
+
+static int learn_result(struct sh_process *process, struct sh_isolation *isolation, long pid,
+                        int pidfd) {
     struct sh_result *result = &process->result;
     if (pid < 0)
-        return sh_refuse(process, SH_STAGE_CLONE, (int)-pid, 0);
+        return refuse_clone(process, isolation, pid);
+    if (isolation && isolation->intermediate)
+        return sh_isolation_conclude(isolation, process, (int)pid);
     result->started = 1;
     if (result->error == 0 && result->stage == SH_STAGE_EXEC) {
         sh_adopt(process, (int)pid, pidfd);
+        if (isolation)
+            sh_isolation_adopt(isolation, process);
         return 0;
     }
     return sh_bury(process, (int)pid, pidfd, result->stage, result->error == 0);
@@ -255,7 +322,8 @@ static void close_guard(const int guard[2]) {
         sh_report_close(guard[0]);
 }
 
-static int start_in_memory(const struct sh_request *request, struct sh_process *process) {
+static int start_in_memory(const struct sh_request *request, struct sh_process *process,
+                           struct sh_isolation *isolation) {
     int guard[2] = {-1, -1}, culprit = -1;
     if (request->flags & (SH_SET_UID | SH_SET_GID)) {
         int error = sh_report_open(request, guard, &culprit);
@@ -263,7 +331,7 @@ static int start_in_memory(const struct sh_request *request, struct sh_process *
             return sh_refuse(process, culprit >= 0 ? SH_STAGE_FDS : SH_STAGE_CLONE, -error,
                              culprit);
     }
-    struct sh_orders *orders = sh_prepare(request, process, guard[1]);
+    struct sh_orders *orders = sh_prepare(request, process, guard[1], isolation);
     if (!orders) {
         close_guard(guard);
         return -process->result.error;
@@ -275,8 +343,12 @@ static int start_in_memory(const struct sh_request *request, struct sh_process *
     int own_memory = needs_own_memory(request);
     int pidfd = -1;
     sh_block_signals(&orders->mask);
-    long pid = try_shared(orders, own_memory, &pidfd);
-    int error = learn_result(process, pid, pidfd);
+    long pid = isolation ? sh_isolation_leave_home(isolation) : 0;
+    if (pid == 0)
+        pid = try_shared(orders, own_memory, &pidfd);
+    if (isolation)
+        sh_isolation_return_home(isolation);
+    int error = learn_result(process, isolation, pid, pidfd);
     sh_restore_signals(&orders->mask);
     close_guard(orders->guard);
     sh_release(orders);
@@ -297,14 +369,14 @@ static int read_result(struct sh_process *process, int report, int pid) {
 }
 
 struct sh_orders *sh_prepare_report(const struct sh_request *request, struct sh_process *process,
-                                    int ends[2]) {
+                                    int ends[2], struct sh_isolation *isolation) {
     int culprit = -1;
     int error = sh_report_open(request, ends, &culprit);
     if (error < 0) {
         sh_refuse(process, culprit >= 0 ? SH_STAGE_FDS : SH_STAGE_CLONE, -error, culprit);
         return NULL;
     }
-    struct sh_orders *orders = sh_prepare(request, process, ends[1]);
+    struct sh_orders *orders = sh_prepare(request, process, ends[1], isolation);
     if (!orders) {
         SYS(close, ends[1]);
         sh_report_close(ends[0]);
@@ -317,45 +389,87 @@ struct sh_orders *sh_prepare_report(const struct sh_request *request, struct sh_
 }
 
 /* Where vfork is not real: the report comes through a pipe, and end of file means exec. */
-static int start_by_pipe(const struct sh_request *request, struct sh_process *process) {
+static int start_by_pipe(const struct sh_request *request, struct sh_process *process,
+                         struct sh_isolation *isolation) {
     int ends[2];
-    struct sh_orders *orders = sh_prepare_report(request, process, ends);
+    if (isolation && !sh_isolation_can_fork(isolation, process))
+        return -process->result.error;
+    struct sh_orders *orders = sh_prepare_report(request, process, ends, isolation);
     if (!orders)
         return -process->result.error;
     sh_block_signals(&orders->mask);
-    long pid = SYS(clone, SIGCHLD, 0, 0, 0, 0);
-    if (pid == 0)
-        sh_child(orders);
+    uint64_t flags = SIGCHLD | (isolation ? isolation_flags(isolation, SH_START_PIPE) : 0);
+    long pid = isolation ? sh_isolation_leave_home(isolation) : 0;
+    if (pid == 0) {
+        pid = SYS(clone, flags, 0, 0, 0, 0);
+        if (pid == 0)
+            sh_child(orders);
+    }
+    if (isolation)
+        sh_isolation_return_home(isolation);
     SYS(close, ends[1]);
-    int error = pid < 0 ? sh_refuse(process, SH_STAGE_CLONE, (int)-pid, 0)
-                        : read_result(process, ends[0], (int)pid);
+    int error =
+        pid < 0 ? refuse_clone(process, isolation, pid) : read_result(process, ends[0], (int)pid);
+    if (error == 0 && isolation)
+        sh_isolation_adopt(isolation, process);
     sh_report_close(ends[0]);
     sh_restore_signals(&orders->mask);
     sh_release(orders);
     return error;
 }
 
-static int start_once(const struct sh_request *request, struct sh_process *process) {
+static int start_by_mode(const struct sh_request *request, struct sh_process *process,
+                         struct sh_isolation *isolation) {
     memset(&process->result, 0, sizeof process->result);
     if (sh_start_mode() == SH_START_PIPE)
-        return start_by_pipe(request, process);
-    int error = start_in_memory(request, process);
+        return start_by_pipe(request, process, isolation);
+    int error = start_in_memory(request, process, isolation);
     if (error < 0 && sh_start_mode() == SH_START_PIPE && !process->result.started) {
         memset(&process->result, 0, sizeof process->result);
-        return start_by_pipe(request, process);
+        return start_by_pipe(request, process, isolation);
     }
     return error;
 }
 
-int sh_start(const struct sh_request *request, struct sh_process *process) {
-    sh_sweep();
-    process->started_nsec = sh_now();
-    int error = start_once(request, process);
+static int start_isolated(const struct sh_request *request, struct sh_process *process,
+                          struct sh_set *made) {
+    memset(&process->result, 0, sizeof process->result);
+    struct sh_isolation *isolation = sh_isolation_open(request, process, made, 0);
+    if (!isolation)
+        return -process->result.error;
+    int error;
+    do {
+        sh_isolation_begin(isolation, process);
+        error = start_by_mode(request, process, isolation);
+    } while (error < 0 && sh_isolation_retry(isolation, process));
+    if (error == 0 && made)
+        sh_set_take(made, isolation);
+    sh_isolation_close(isolation, process);
+    return error;
+}
+
+static int start_once(const struct sh_request *request, struct sh_process *process,
+                      struct sh_set *made) {
+    if (request->namespaces || request->set || request->cgroup || made)
+        return start_isolated(request, process, made);
+    return start_by_mode(request, process, NULL);
+}
+
+int sh_start_set(const struct sh_request *request, struct sh_process *process,
+                 struct sh_set *made) {
+    int error = start_once(request, process, made);
     if (error == 0 || process->result.detail != SH_SHARED_FILES_REFUSED)
         return error;
     /* A profile that knows neither close_range nor unshare. */
     atomic_fetch_or(&sh_state.avoid, SH_AVOID_SHARED_FILES);
-    return start_once(request, process);
+    return start_once(request, process, made);
+}
+
+int sh_start(const struct sh_request *request, struct sh_process *process) {
+    sh_sweep();
+    sh_reap_orphans();
+    process->started_nsec = sh_now();
+    return sh_start_set(request, process, NULL);
 }
 
 int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,

@@ -56,10 +56,7 @@ char *sh_stack(struct sh_orders *orders, size_t *size) {
     return (char *)scratch_of(orders) - STACK;
 }
 
-void sh_release(struct sh_orders *orders) {
-    struct sh_scratch *scratch = scratch_of(orders);
-    if (scratch->extra)
-        munmap(scratch->extra, scratch->extra_size);
+static void return_scratch(struct sh_scratch *scratch) {
     for (int i = 0; i < SH_POOL; i++) {
         void *empty = NULL;
         if (atomic_compare_exchange_strong(&sh_state.scratch[i], &empty, scratch))
@@ -67,6 +64,20 @@ void sh_release(struct sh_orders *orders) {
     }
     munmap(block_of(scratch), block_size());
 }
+
+void sh_release(struct sh_orders *orders) {
+    struct sh_scratch *scratch = scratch_of(orders);
+    if (scratch->extra)
+        munmap(scratch->extra, scratch->extra_size);
+    return_scratch(scratch);
+}
+
+char *sh_take_stack(uint64_t *size) {
+    *size = STACK;
+    return (char *)take_scratch();
+}
+
+void sh_return_stack(char *top) { return_scratch((struct sh_scratch *)top); }
 
 static int make_room(struct sh_scratch *scratch, size_t size) {
     memset(scratch, 0, sizeof *scratch);
@@ -196,6 +207,8 @@ static void share_files(struct sh_orders *orders, int close_rest, int reserved) 
     if (sh_avoids(SH_AVOID_SHARED_FILES) || lacks_standard_fd(orders->request))
         return;
     int highest = reserved > STDERR_FILENO ? reserved : STDERR_FILENO;
+    if (orders->isolation && orders->isolation->highest > highest)
+        highest = orders->isolation->highest;
     for (uint32_t i = 0; i < orders->nfds; i++)
         if (orders->fds[i].source > highest)
             highest = orders->fds[i].source;
@@ -236,7 +249,7 @@ static int find_program(struct sh_scratch *scratch) {
 }
 
 struct sh_orders *sh_prepare(const struct sh_request *request, struct sh_process *process,
-                             int reserved) {
+                             int reserved, struct sh_isolation *isolation) {
     struct sh_scratch *scratch = take_scratch();
     if (!scratch) {
         sh_refuse(process, SH_STAGE_CLONE, ENOMEM, 0);
@@ -248,6 +261,7 @@ struct sh_orders *sh_prepare(const struct sh_request *request, struct sh_process
     if (error == 0) {
         orders->request = request;
         orders->report = reserved;
+        orders->isolation = isolation;
         orders->avoid = atomic_load(&sh_state.avoid);
         orders->argv = to_vector(scratch, request->argv, request->argc);
         orders->envp = to_vector(scratch, request->env, request->envc);

@@ -11,6 +11,18 @@ static void warn(int pid) {
     PyGILState_Release(state);
 }
 
+static void warn_set(void) {
+    PyGILState_STATE state = PyGILState_Ensure();
+    if (PyErr_ResourceWarning(NULL, 1, "Namespaces were dropped without close()") < 0)
+        PyErr_WriteUnraisable(NULL);
+    PyGILState_Release(state);
+}
+
+void sh_set_discard(void *set) {
+    if (sh_set_drop(set))
+        warn_set();
+}
+
 void sh_discard(void *memory) {
     struct sh_process *process = memory;
     int pid = process->pid;

@@ -1,6 +1,7 @@
 /* The slow path: a real fork, so that Python code can run before exec. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 #include <Python.h>
@@ -9,9 +10,15 @@
 #include "state.h"
 #include "sys.h"
 
+static void adopt(struct sh_process *process, struct sh_isolation *isolation, pid_t pid) {
+    sh_adopt(process, pid, sh_pidfd_open(pid));
+    if (isolation)
+        sh_isolation_adopt(isolation, process);
+}
+
 /* Python's own fork hooks, as os.fork() runs them; the pid is in the handle
  * before another bytecode can run. */
-static pid_t fork_python(struct sh_process *process) {
+static pid_t fork_python(struct sh_process *process, struct sh_isolation *isolation) {
     PyGILState_STATE state = PyGILState_Ensure();
     PyOS_BeforeFork();
     pid_t pid = fork();
@@ -20,18 +27,32 @@ static pid_t fork_python(struct sh_process *process) {
         PyOS_AfterFork_Child();
     } else {
         if (pid > 0)
-            sh_adopt(process, pid, sh_pidfd_open(pid));
+            adopt(process, isolation, pid);
         PyOS_AfterFork_Parent();
     }
     PyGILState_Release(state);
     return pid < 0 ? -error : pid;
 }
 
-int sh_fork(const struct sh_request *request, struct sh_process *process, struct sh_orders **out) {
+static int fork_into(struct sh_process *process, struct sh_orders *orders,
+                     struct sh_isolation *isolation, int writer) {
+    if (isolation) {
+        int error = sh_isolation_hold_here(isolation, orders, process);
+        if (error == 0)
+            error = sh_isolation_leave_home(isolation);
+        if (error < 0)
+            return error;
+    }
+    sh_own_report = writer;
+    pid_t pid = fork_python(process, isolation);
+    sh_own_report = -1;
+    return pid;
+}
+
+static int start_fork(const struct sh_request *request, struct sh_process *process,
+                      struct sh_isolation *isolation, struct sh_orders **out) {
     int ends[2];
-    sh_sweep();
-    process->started_nsec = sh_now();
-    struct sh_orders *orders = sh_prepare_report(request, process, ends);
+    struct sh_orders *orders = sh_prepare_report(request, process, ends, isolation);
     if (!orders)
         return -process->result.error;
     uint64_t mask;
@@ -39,11 +60,11 @@ int sh_fork(const struct sh_request *request, struct sh_process *process, struct
     orders->mask = mask;
     *out = orders;
     process->report = ends[0];
-    sh_own_report = ends[1];
-    pid_t pid = fork_python(process);
-    sh_own_report = -1;
+    int pid = fork_into(process, orders, isolation, ends[1]);
     if (pid == 0)
         return 1;
+    if (isolation)
+        sh_isolation_return_home(isolation);
     sh_restore_signals(&mask);
     SYS(close, ends[1]);
     sh_release(orders);
@@ -51,7 +72,29 @@ int sh_fork(const struct sh_request *request, struct sh_process *process, struct
         return 0;
     sh_report_close(ends[0]);
     process->report = 0;
-    return sh_refuse(process, SH_STAGE_CLONE, -pid, 0);
+    if (process->result.error == 0)
+        sh_refuse(process, SH_STAGE_CLONE, -pid, 0);
+    return pid;
+}
+
+int sh_fork(const struct sh_request *request, struct sh_process *process, struct sh_orders **out) {
+    sh_sweep();
+    sh_reap_orphans();
+    process->started_nsec = sh_now();
+    memset(&process->result, 0, sizeof process->result);
+    if (!request->namespaces && !request->set && !request->cgroup)
+        return start_fork(request, process, NULL, out);
+    struct sh_isolation *isolation = sh_isolation_open(request, process, NULL, 1);
+    if (!isolation)
+        return -process->result.error;
+    sh_isolation_begin(isolation, process);
+    int error = start_fork(request, process, isolation, out);
+    if (error == 1)
+        return 1; /* the child still obeys these orders */
+    if (error < 0)
+        sh_isolation_undo_holder(isolation);
+    sh_isolation_close(isolation, process);
+    return error;
 }
 
 int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint32_t *length) {
@@ -59,7 +102,9 @@ int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint3
         return 1;
     sh_report_close(process->report);
     process->report = 0;
+    struct sh_result before = process->result;
     int outcome = sh_report_parse(bytes, *length, &process->result);
+    sh_add_notes(&process->result, before.notes, (int)before.nnotes);
     if (outcome == 0)
         return 0;
     process->state = SH_NEW;
@@ -67,5 +112,6 @@ int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint3
     if (process->pidfd > 0)
         sh_close_pidfd(process->pidfd);
     process->pidfd = 0;
+    sh_end_failed(process);
     return -1;
 }

@@ -60,7 +60,7 @@ static void forget(int fd) {
 }
 
 /* Before the pipe opens: it could take the number of a source that is closed. */
-static int closed_source(const struct sh_request *request) {
+int sh_closed_source(const struct sh_request *request) {
     if (!(request->flags & SH_STANDARD_FDS))
         for (uint32_t i = 0; i < request->nfds; i++)
             if (SYS(fcntl, request->fds[i].source, F_GETFD) < 0)
@@ -86,7 +86,7 @@ static int open_ends(const struct sh_request *request, int ends[2]) {
 }
 
 int sh_report_open(const struct sh_request *request, int ends[2], int *culprit) {
-    *culprit = closed_source(request);
+    *culprit = sh_closed_source(request);
     if (*culprit >= 0)
         return -EBADF;
     uint64_t mask;

@@ -3,11 +3,12 @@
  * Another country. The memory is the parent's, whose other threads are
  * running; the libc locks may be held by threads that do not exist here. So:
  *   - raw system calls only, no libc, no allocation, no lock, no errno;
- *   - nothing is written but this stack, the result and the parked slots;
+ *   - nothing is written but this stack, the result, the births and the parked slots;
  *   - no function returns to a frame of the parent;
  *   - all signals stay blocked until the last step.
  * The build refuses this file when its object has an undefined symbol.
  */
+#define _GNU_SOURCE
 #include "spawnhelper.h"
 
 #include <fcntl.h>
@@ -36,13 +37,9 @@ static void write_all(int fd, const char *bytes, uint32_t length) {
     }
 }
 
-static void report(orders_t *orders, int stage, int error, int detail) {
-    struct sh_result record;
-    record.stage = stage;
-    record.error = error;
-    record.detail = detail;
-    record.started = 1;
-    write_all(orders->report, (const char *)&record, sizeof record);
+static void report(orders_t *orders) {
+    orders->result->started = 1;
+    write_all(orders->report, (const char *)orders->result, sizeof *orders->result);
 }
 
 void sh_child_fail(orders_t *orders, int stage, int error, int detail, const char *text,
@@ -51,7 +48,7 @@ void sh_child_fail(orders_t *orders, int stage, int error, int detail, const cha
     orders->result->error = error;
     orders->result->stage = stage;
     if (orders->report >= 0) {
-        report(orders, stage, error, detail);
+        report(orders);
         write_all(orders->report, text, length);
     }
     leave();
@@ -191,16 +188,20 @@ static long close_counted(int from, int to) {
     return 0;
 }
 
-static void close_all(orders_t *orders, int from, int to) {
+static long close_span(orders_t *orders, int from, int to) {
     if (from == to) {
         SYS(close, from); /* never retried: the number is free even on EINTR */
-        return;
+        return 0;
     }
     if (!(orders->avoid & SH_AVOID_CLOSE_RANGE) && SYS(close_range, from, to, 0) == 0)
-        return;
+        return 0;
     if (!(orders->avoid & SH_AVOID_LISTING) && close_listed(from, to) >= 0)
-        return;
-    long error = close_counted(from, to);
+        return 0;
+    return close_counted(from, to);
+}
+
+static void close_all(orders_t *orders, int from, int to) {
+    long error = close_span(orders, from, to);
     if (error < 0)
         fail(orders, SH_STAGE_FDS, error, from);
 }
@@ -292,7 +293,7 @@ static void change_directory(orders_t *orders) {
 static void announce(orders_t *orders) {
     enter(orders, SH_STAGE_EXEC);
     if (orders->report >= 0)
-        report(orders, SH_STAGE_EXEC, 0, 0);
+        report(orders);
 }
 
 static void restore_mask(orders_t *orders) {
@@ -318,9 +319,13 @@ static long execute(orders_t *orders) {
     }
 }
 
+#include "isolation.h"
+
 void sh_child_prepare(orders_t *orders) {
     reset_dispositions(orders);
     detach_files(orders);
+    start_session(orders);
+    isolate(orders);
     arrange_fds(orders);
     set_groups(orders);
     set_gid(orders);

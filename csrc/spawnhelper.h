@@ -6,28 +6,30 @@
 #include <stdint.h>
 
 #include "fdplan.h"
+#include "sys.h"
 
-/* One entry for each step that can fail, in the child's order. Users see these
- * names as spawnhelper.Stage. */
+/* One entry for each step that can fail, in the child's order, and what
+ * isolation="best-effort" makes of a failure there. Users see these names as
+ * spawnhelper.Stage. */
 #define SH_STAGES(X)                                                                               \
-    X(CLONE)                                                                                       \
-    X(CGROUP)                                                                                      \
-    X(NAMESPACES)                                                                                  \
-    X(PROPAGATION)                                                                                 \
-    X(PROC)                                                                                        \
-    X(HOSTNAME)                                                                                    \
-    X(LOOPBACK)                                                                                    \
-    X(FDS)                                                                                         \
-    X(GROUPS)                                                                                      \
-    X(GID)                                                                                         \
-    X(UID)                                                                                         \
-    X(UMASK)                                                                                       \
-    X(CHDIR)                                                                                       \
-    X(PRE_EXEC)                                                                                    \
-    X(EXEC)
+    X(CLONE, FATAL)                                                                                \
+    X(CGROUP, TOLERATED)                                                                           \
+    X(NAMESPACES, TOLERATED)                                                                       \
+    X(PROPAGATION, TOLERATED)                                                                      \
+    X(PROC, FATAL)                                                                                 \
+    X(HOSTNAME, TOLERATED)                                                                         \
+    X(LOOPBACK, TOLERATED)                                                                         \
+    X(FDS, FATAL)                                                                                  \
+    X(GROUPS, FATAL)                                                                               \
+    X(GID, FATAL)                                                                                  \
+    X(UID, FATAL)                                                                                  \
+    X(UMASK, FATAL)                                                                                \
+    X(CHDIR, FATAL)                                                                                \
+    X(PRE_EXEC, FATAL)                                                                             \
+    X(EXEC, FATAL)
 
 enum sh_stage {
-#define SH_STAGE(name) SH_STAGE_##name,
+#define SH_STAGE(name, policy) SH_STAGE_##name,
     SH_STAGES(SH_STAGE)
 #undef SH_STAGE
         SH_STAGE_COUNT
@@ -41,6 +43,8 @@ enum sh_request_flags {
     SH_SET_GID = 1 << 4,
     SH_SET_GROUPS = 1 << 5,
     SH_SET_UMASK = 1 << 6,
+    SH_NEW_SESSION = 1 << 7,
+    SH_BEST_EFFORT = 1 << 8, /* failures of tolerated stages become notes */
 };
 
 /* What is to be started. Nobody changes it once it is made. */
@@ -54,7 +58,17 @@ struct sh_request {
     uint32_t argc, envc, nfds, ngroups;
     uint32_t uid, gid, umask;
     uint32_t flags;
+    uint32_t namespaces; /* SH_NEW*: fresh ones for this command */
+    struct sh_set *set;  /* a prepared namespace set to enter, or NULL */
+    const char *cgroup;  /* directory to join, or NULL */
 };
+
+/* A failure that was tolerated. */
+struct sh_note {
+    int32_t stage, error, detail;
+};
+
+enum { SH_NOTES = 12 }; /* more than can happen: six namespaces, four other stages */
 
 /* How it ended, before exec. error is 0 when the command was exec'd. */
 struct sh_result {
@@ -62,6 +76,8 @@ struct sh_result {
     int32_t error;   /* errno */
     int32_t detail;  /* the fd, uid, gid or signal concerned */
     int32_t started; /* 1 when a child existed */
+    uint32_t nnotes;
+    struct sh_note notes[SH_NOTES];
 };
 
 /* Kernel features that may be missing, or denied by a seccomp filter. */
@@ -72,7 +88,8 @@ enum sh_avoid {
     SH_AVOID_CLOSE_RANGE = 1 << 3,
     SH_AVOID_LISTING = 1 << 4, /* /proc/self/fd */
     SH_AVOID_SHARED_FILES = 1 << 5,
-    SH_AVOID_PIDFD_INFO = 1 << 6, /* the exit status of a process that somebody else reaped */
+    SH_AVOID_THREAD_SETNS = 1 << 7, /* the calling thread enters no pid namespace */
+    SH_AVOID_PIDFD_INFO = 1 << 6,   /* the exit status of a process that somebody else reaped */
 };
 
 /* How a command is started; the first that works here, decided once. */
@@ -86,9 +103,13 @@ enum sh_start {
  * starts it again with a copy; nothing else had been done. */
 enum { SH_SHARED_FILES_REFUSED = -2 };
 
+/* sh_result.detail: unshare(2) was refused; a clone that asks for the same may do. */
+enum { SH_UNSHARE_REFUSED = -3 };
+
 enum sh_state {
     SH_NEW,     /* nothing was started */
     SH_RUNNING, /* ours to wait for */
+    SH_ENDING,  /* reaped; the rest of its namespace set is being killed */
     SH_ENDED,   /* reaped: status is exact */
     SH_LOST,    /* ended, but somebody else took the status */
     SH_GIVEN,   /* the caller took the pid and reaps it */
@@ -99,14 +120,18 @@ enum { SH_USAGE = 16 };
 /* The handle's memory: it exists before the child does. */
 struct sh_process {
     int32_t pid;
-    int32_t pidfd;        /* 0: none, or closed after reaping; never 0, 1, 2 */
-    int32_t state;        /* enum sh_state */
-    int32_t status;       /* wait status, when ended */
-    uint32_t forks;       /* forks before the process that may wait for it */
-    uint32_t lock;        /* guards all fields between start and end */
-    int32_t users;        /* threads blocked in a wait */
-    int32_t zombie;       /* 1: ended, but still to be reaped (without pidfd only) */
-    int32_t report;       /* read end of the report pipe while a pre_exec child starts, or 0 */
+    int32_t pidfd;   /* 0: none, or closed after reaping; never 0, 1, 2 */
+    int32_t state;   /* enum sh_state */
+    int32_t status;  /* wait status, when ended */
+    uint32_t forks;  /* forks before the process that may wait for it */
+    uint32_t lock;   /* guards all fields between start and end */
+    int32_t users;   /* threads blocked in a wait */
+    int32_t zombie;  /* 1: ended, but still to be reaped (without pidfd only) */
+    int32_t report;  /* read end of the report pipe while a pre_exec child starts, or 0 */
+    int32_t outcome; /* the state after SH_ENDING */
+    int32_t holder;  /* pid 1 of its pid namespace, our child too; 0: none */
+    int32_t holder_pidfd;
+    struct sh_set *set;   /* the set that it was started into, while it runs */
     int32_t kept;         /* 1: somebody got the handle, so dropping it does not kill the child */
     int32_t has_usage;    /* 1: usage is the command's; somebody else's reaping took it otherwise */
     int64_t started_nsec; /* CLOCK_MONOTONIC before the start, and when the end was seen */
@@ -147,11 +172,100 @@ struct sh_orders {
     int guard[2];       /* close-on-exec pipe: its end says that exec switched memory; -1: none */
     uint32_t avoid;     /* enum sh_avoid */
     uint64_t mask;      /* the command's signal mask */
+    struct sh_isolation *isolation; /* NULL: none; only the parent changes it */
     volatile struct sh_result *result;
+};
+
+/* The namespaces, in the order in which they can be entered: a user namespace
+ * gives the rights for the others, and a mount namespace moves the root. The
+ * names are those of /proc/PID/ns. */
+#define SH_NAMESPACES(X)                                                                           \
+    X(USER, "user")                                                                                \
+    X(PID, "pid_for_children")                                                                     \
+    X(NET, "net")                                                                                  \
+    X(UTS, "uts")                                                                                  \
+    X(IPC, "ipc")                                                                                  \
+    X(NS, "mnt")
+
+enum sh_namespace {
+#define SH_NAMESPACE(name, file) SH_NAMESPACE_##name,
+    SH_NAMESPACES(SH_NAMESPACE)
+#undef SH_NAMESPACE
+        SH_NAMESPACE_COUNT
+};
+
+enum { SH_NEW_ALL = SH_NEWUSER | SH_NEWPID | SH_NEWNET | SH_NEWUTS | SH_NEWIPC | SH_NEWNS };
+
+/* A prepared namespace set. Its holder keeps it alive and is pid 1 of its pid namespace. */
+struct sh_set {
+    uint32_t namespaces; /* SH_NEW* */
+    int32_t holder;      /* pid */
+    int32_t holder_pidfd;
+    int32_t line;                    /* write end of the holder's pipe */
+    int32_t root;                    /* O_PATH: / inside; -1: no mount namespace */
+    int32_t fds[SH_NAMESPACE_COUNT]; /* what setns(2) takes; -1: not in the set */
+    uint32_t forks;                  /* as in sh_process */
+    uint32_t lock;                   /* guards what follows */
+    int32_t closed;
+    int32_t commands; /* handles whose commands run in it */
+    int32_t given;    /* commands that the caller reaps: the holder may wait for them */
+    int32_t starts;   /* under way */
+    int32_t users;    /* the handles, starts under way, and Python's object */
+    struct sh_result result;
+};
+
+/* What clone3 answers when it is the cgroup that it refuses (clone(2)). */
+static inline int sh_is_cgroup_error(long error) {
+    return error == -EACCES || error == -EBUSY || error == -EOPNOTSUPP || error == -ENODEV ||
+           error == -EBADF || error == -EINVAL || error == -E2BIG;
+}
+
+/* A process that shares our memory until exec. */
+struct sh_birth {
+    int32_t pid;
+    int32_t pidfd; /* -1: none */
+    uint32_t busy; /* CLONE_CHILD_CLEARTID: not zero while it uses our memory */
+};
+
+/* What the intermediate and its children tell us. */
+struct sh_births {
+    struct sh_birth holder, command;
+    int32_t holder_stage, holder_error;
+    uint32_t namespaces; /* SH_NEW* that were had */
+};
+
+/* What isolation adds to the orders. */
+struct sh_isolation {
+    uint32_t fresh; /* SH_NEW* to be had, */
+    int one_by_one; /* each by an unshare of its own, so that one can be refused alone */
+    int by_clone;   /* or as flags of clone: unshare is denied */
+    int best_effort;
+    int intermediate;    /* a short-lived process makes holder and command */
+    int clone3;          /* in this way */
+    struct sh_set *set;  /* or entered; */
+    int for_set;         /* the holder prepares everything, and there is no command */
+    int cgroup;          /* directory to join, or -1; */
+    int cgroup_at_birth; /* by CLONE_INTO_CGROUP, else by writing */
+    int owner;           /* pidfd of this process */
+    int program;         /* the holder, O_PATH */
+    int line[2];         /* the holder's pipe: the command's pid, or end of file */
+    int home;            /* pidfd of this process: the thread's way back; -1: not needed */
+    int highest;         /* of these descriptors */
+    char *holder_stack, *command_stack; /* their tops */
+    uint64_t stack_size;
+    struct sh_births *births; /* the own ones, or shared memory */
+    struct sh_births own_births;
+    struct sh_set *made; /* where the intermediate leaves the set's descriptors */
+    int forks;           /* for a fork of Python: no intermediate, nothing at birth */
+    int nnotes;          /* what the parent has tolerated */
+    struct sh_note notes[4];
 };
 
 /* spawnhelper.c: runs in the child. */
 _Noreturn void sh_child(void *orders);
+_Noreturn void sh_intermediate(void *orders);
+/* Clones the holder; runs in the intermediate, or in the thread that will fork. 0 or an error. */
+long sh_make_holder(const struct sh_orders *orders);
 void sh_child_prepare(const struct sh_orders *orders);
 _Noreturn void sh_child_execute(const struct sh_orders *orders);
 _Noreturn void sh_child_fail(const struct sh_orders *orders, int stage, int error, int detail,
@@ -169,6 +283,8 @@ int sh_start_mode(void);
 /* launch.c: the start. Runs in the parent, without the GIL. */
 
 const char *sh_stage_name(int stage);
+/* Whether isolation="best-effort" goes on when this stage failed. */
+int sh_stage_tolerated(int stage);
 /* 0, or a negative errno with process->result filled in. */
 int sh_start(const struct sh_request *request, struct sh_process *process);
 /* sh_start, then sh_wait_log (sh_wait when log is NULL); log->pipe_end is closed between. */
@@ -206,6 +322,8 @@ int sh_give(struct sh_process *process);
 int sh_give_both(struct sh_process *process, struct sh_process *other);
 /* The end, without blocking: as sh_wait(process, 0), but no poll before. */
 int sh_reap(struct sh_process *process);
+/* The same; does not even wait for the moment in which a namespace set dies. */
+int sh_reap_now(struct sh_process *process);
 /* Kills and waits: 1: reaped; 0: a signal came, call again; or a negative errno. */
 int sh_finish(struct sh_process *process);
 /* Keeps the pidfd open, whoever reaps, until sh_release_hold(): the pidfd; -1: ended, or none. */
@@ -233,6 +351,26 @@ int sh_list_dropped(int32_t *pids, int size);
 
 /* sh_abandon for Python's garbage collector; warns if the child still runs. */
 void sh_discard(void *process);
+
+/* isolate.c */
+
+/* The holder's program, and its bytes for where the path leads nowhere; once, at import. */
+void sh_set_holder(const char *path, const char *image, uint32_t size);
+
+/* sets.c: prepared namespace sets. */
+
+struct sh_set *sh_set_new(void);
+/* Prepares one: 0, or a negative errno with set->result filled in. */
+int sh_set_open(struct sh_set *set, uint32_t namespaces, int best_effort);
+/* Kills what runs in it. 1: over; 0: not yet, or a signal came: call again. */
+int sh_set_close(struct sh_set *set);
+/* Python's object goes away; 1: the set was still open. */
+int sh_set_drop(struct sh_set *set);
+/* The same for Python's garbage collector; warns if the set was open. */
+void sh_set_discard(void *set);
+int sh_set_mine(const struct sh_set *set);
+/* Whether its holder has ended. */
+int sh_set_is_dead(const struct sh_set *set);
 
 /* pyfork.c: the slow path, with Python code before exec. */
 

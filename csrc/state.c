@@ -56,6 +56,7 @@ static void close_reports(void) {
 static void after_fork(void) {
     sh_state.forks++;
     sh_forget_dropped();
+    atomic_store(&sh_state.orphans, NULL);
     atomic_store(&sh_state.dropped_lock, 0);
     sh_forget_pidfds();
     restore_dumpable();

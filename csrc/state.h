@@ -11,6 +11,7 @@
 enum { SH_POOL = 16, SH_REPORTS = 64, SH_PIDFDS = 65536 };
 
 struct sh_process;
+struct sh_orphan;
 
 struct sh_state_of_process {
     uint32_t forks; /* forks between the import and this process */
@@ -31,6 +32,7 @@ struct sh_state_of_process {
     struct sh_process *_Atomic dropped;
     struct sh_process *dropped_last;
     _Atomic uint32_t dropped_lock;
+    struct sh_orphan *_Atomic orphans; /* holders whose commands the caller reaps (sets.c) */
     /* Which numbers of the region hold our pidfds (pidfds.c), and how many we have at all. */
     _Atomic uint64_t pidfds[SH_PIDFDS / 64];
     _Atomic int pidfd_count;

@@ -62,6 +62,29 @@ static inline long sh_raw_clone3(const void *args, size_t size, void (*entry)(vo
     return result;
 }
 
+/* clone(2) likewise, for kernels and filters that know no clone3. The argument
+ * lies at the top of the new stack; the kernel reads five registers only. */
+static inline long sh_raw_clone(unsigned long flags, void *top, void *parent_tid, void *child_tid,
+                                void (*entry)(void *)) {
+    register long r10 __asm__("r10") = (long)child_tid;
+    register long r8 __asm__("r8") = 0;
+    register void (*r9)(void *) __asm__("r9") = entry;
+    long result;
+    __asm__ volatile("syscall\n\t"
+                     "testq %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xorl %%ebp, %%ebp\n\t"
+                     "movq (%%rsp), %%rdi\n\t"
+                     "callq *%%r9\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "0"((long)SYS_clone), "D"(flags), "S"(top), "d"(parent_tid), "r"(r10),
+                       "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
 #elif defined(__aarch64__)
 
 static inline long sh_raw(long number, long a, long b, long c, long d, long e, long f) {
@@ -97,6 +120,30 @@ static inline long sh_raw_clone3(const void *args, size_t size, void (*entry)(vo
                      "1:"
                      : "+r"(x0)
                      : "r"(x8), "r"(x1), "r"(x10), "r"(x11)
+                     : "memory", "cc");
+    return x0;
+}
+
+/* The order of clone's arguments differs: tls before child_tid (clone(2)). */
+static inline long sh_raw_clone(unsigned long flags, void *top, void *parent_tid, void *child_tid,
+                                void (*entry)(void *)) {
+    register long x8 __asm__("x8") = SYS_clone;
+    register long x0 __asm__("x0") = (long)flags;
+    register long x1 __asm__("x1") = (long)top;
+    register long x2 __asm__("x2") = (long)parent_tid;
+    register long x3 __asm__("x3") = 0;
+    register long x4 __asm__("x4") = (long)child_tid;
+    register void (*x10)(void *) __asm__("x10") = entry;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, xzr\n\t"
+                     "mov x30, xzr\n\t"
+                     "ldr x0, [sp]\n\t"
+                     "blr x10\n\t"
+                     "brk #1\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x10)
                      : "memory", "cc");
     return x0;
 }
@@ -141,6 +188,18 @@ static inline long sh_clone3(const void *args, size_t size, void (*entry)(void *
 #endif
     return sh_raw_clone3(args, size, entry, argument);
 }
+
+static inline long sh_clone(unsigned long flags, char *top, void *parent_tid, void *child_tid,
+                            void (*entry)(void *), void *argument) {
+#ifdef SH_FAULT
+    int error = sh_fault(SYS_clone);
+    if (error)
+        return -error;
+#endif
+    void **slot = (void **)(top - 16);
+    *slot = argument;
+    return sh_raw_clone(flags, slot, parent_tid, child_tid, entry);
+}
 #endif
 
 #define SH_CALL6(number, a, b, c, d, e, f, ...)                                                    \
@@ -183,9 +242,28 @@ struct sh_clone_args {
 #ifndef CLONE_PIDFD
 #define CLONE_PIDFD 0x00001000
 #endif
+#ifndef CLONE_PARENT
+#define CLONE_PARENT 0x00008000
+#define CLONE_PARENT_SETTID 0x00100000
+#define CLONE_CHILD_CLEARTID 0x00200000
+#endif
 #define SH_CLONE_CLEAR_SIGHAND 0x100000000ULL
+#define SH_CLONE_INTO_CGROUP 0x200000000ULL
+
+/* linux/sched.h; here because the C library hides them without _GNU_SOURCE. */
+enum {
+    SH_NEWNS = 0x00020000,
+    SH_NEWUTS = 0x04000000,
+    SH_NEWIPC = 0x08000000,
+    SH_NEWUSER = 0x10000000,
+    SH_NEWPID = 0x20000000,
+    SH_NEWNET = 0x40000000,
+};
+
+enum { SH_FUTEX_WAIT = 0 }; /* linux/futex.h */
 
 #define SH_CLOSE_RANGE_UNSHARE 2U
+#define SH_AT_EMPTY_PATH 0x1000
 
 /* linux/pidfd.h has these since 6.13 and 6.15. */
 struct sh_pidfd_info {

@@ -110,6 +110,30 @@ static void record_loss(struct sh_process *process) {
     process->ended_nsec = sh_now();
 }
 
+/* A set dies in a tenth of a millisecond, so that even a look waits for it. */
+enum { SH_SETTLE_NSEC = 20000000 };
+
+/* Under the lock. The command is reaped, which its pid 1 has to wait for
+ * (zap_pid_ns_processes); killing it ends what the command has left. */
+static void begin_ending(struct sh_process *process) {
+    if (process->set)
+        sh_set_leave(process->set, process);
+    process->set = NULL;
+    if (process->holder == 0)
+        return;
+    process->outcome = process->state;
+    process->state = SH_ENDING;
+    sh_kill_holder(process->holder_pidfd);
+}
+
+/* Under the lock. */
+static void try_end(struct sh_process *process) {
+    if (process->state != SH_ENDING || !sh_reap_holder(process->holder_pidfd))
+        return;
+    process->holder = 0;
+    process->state = process->outcome;
+}
+
 /* Under the lock. Takes the status if the process has ended; leaves it alone if
  * not. ECHILD: someone's waitpid(-1) was faster, or SIGCHLD is ignored. Until
  * it has ended the kernel still knows it as our child. */
@@ -130,12 +154,18 @@ static void try_reap(struct sh_process *process, int flags) {
         record(process, &info, &usage);
         process->zombie = (flags & WNOWAIT) != 0;
     }
+    if (process->state != SH_RUNNING)
+        begin_ending(process);
+}
+
+static int is_over(const struct sh_process *process) {
+    return process->state != SH_RUNNING && process->state != SH_ENDING;
 }
 
 /* Under the lock. The last thread out of a wait closes the pidfd, which others
  * poll; or reaps, so that nobody waits for a pid that is free again. */
 static void clean_up(struct sh_process *process) {
-    if (process->state == SH_RUNNING || process->users > 0)
+    if (!is_over(process) || process->users > 0)
         return;
     if (process->zombie) {
         siginfo_t info;
@@ -144,7 +174,9 @@ static void clean_up(struct sh_process *process) {
     }
     if (process->pidfd > 0)
         sh_close_pidfd(process->pidfd);
-    process->pidfd = 0;
+    if (process->holder_pidfd > 0)
+        sh_close_pidfd(process->holder_pidfd);
+    process->pidfd = process->holder_pidfd = 0;
 }
 
 static int in_main_thread(void) { return SYS(gettid) == SYS(getpid); }
@@ -203,25 +235,36 @@ static long await_pid(struct sh_process *process, int64_t deadline) {
     }
 }
 
-static int wait_until(struct sh_process *process, int64_t deadline) {
-    if (!sh_mine(process))
-        return process->state == SH_ENDED || process->state == SH_LOST ? 1 : -EPERM;
-    lock(process);
-    if (process->state != SH_RUNNING) {
-        unlock(process);
-        return 1;
-    }
-    struct pollfd fd = {.fd = pidfd_of(process), .events = POLLIN};
+/* One stretch of waiting: for the command, or for what it left to end. */
+static long wait_once(struct sh_process *process, int64_t deadline) {
+    int ending = process->state == SH_ENDING;
+    struct pollfd fd = {.fd = ending ? process->holder_pidfd : pidfd_of(process), .events = POLLIN};
     process->users++;
     unlock(process);
 
+    if (ending && deadline >= 0 && deadline < sh_now() + SH_SETTLE_NSEC)
+        deadline = sh_now() + SH_SETTLE_NSEC;
     long ready = fd.fd >= 0 ? poll_until(&fd, 1, deadline) : await_pid(process, deadline);
 
     lock(process);
     process->users--;
-    if (ready > 0)
+    if (ready > 0 && !ending)
         try_reap(process, fd.fd >= 0 ? 0 : WNOWAIT);
-    int ended = process->state != SH_RUNNING;
+    else if (ready > 0)
+        try_end(process);
+    return ready;
+}
+
+static int wait_until(struct sh_process *process, int64_t deadline) {
+    if (!sh_mine(process))
+        return process->state == SH_ENDED || process->state == SH_LOST ? 1 : -EPERM;
+    long ready = 0;
+    lock(process);
+    if (!is_over(process))
+        ready = wait_once(process, deadline);
+    if (ready > 0 && process->state == SH_ENDING)
+        ready = wait_once(process, deadline);
+    int ended = is_over(process);
     clean_up(process);
     unlock(process);
     if (ended)
@@ -233,15 +276,32 @@ int sh_wait(struct sh_process *process, int64_t nsec) {
     return wait_until(process, deadline_after(nsec));
 }
 
-int sh_reap(struct sh_process *process) {
+int sh_reap_now(struct sh_process *process) {
     if (!sh_mine(process))
         return wait_until(process, 0);
     lock(process);
     try_reap(process, pidfd_of(process) >= 0 ? 0 : WNOWAIT);
-    int ended = process->state != SH_RUNNING;
+    try_end(process);
+    int ended = is_over(process);
     clean_up(process);
     unlock(process);
     return ended;
+}
+
+int sh_reap(struct sh_process *process) {
+    int ended = sh_reap_now(process);
+    return ended == 0 && process->state == SH_ENDING ? wait_until(process, 0) : ended;
+}
+
+void sh_end_failed(struct sh_process *process) {
+    lock(process);
+    begin_ending(process);
+    unlock(process);
+    while (process->state == SH_ENDING)
+        wait_until(process, -1);
+    lock(process);
+    clean_up(process);
+    unlock(process);
 }
 
 int sh_finish(struct sh_process *process) {
@@ -324,9 +384,17 @@ int sh_give(struct sh_process *process) {
         try_reap(process, 0);
         clean_up(process);
         unlock(process);
+        while (process->state == SH_ENDING)
+            wait_until(process, -1);
         return -ECHILD;
     }
     process->state = SH_GIVEN;
+    if (process->set)
+        sh_set_leave(process->set, process);
+    process->set = NULL;
+    if (process->holder)
+        sh_reap_later(process->holder_pidfd);
+    process->holder = process->holder_pidfd = 0;
     clean_up(process);
     unlock(process);
     return process->pid;

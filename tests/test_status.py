@@ -74,14 +74,6 @@ def test_returnpid_and_returnproc_exclude_each_other():
         spawn("true", returnpid=True, returnproc=True)
 
 
-def test_isolation_is_refused_loudly():
-    for name in ("unshare_net", "unshare_ipc", "unshare_mount", "unshare_pid"):
-        with pytest.raises(NotImplementedError, match=name):
-            spawn("true", **{name: True})
-    with pytest.raises(NotImplementedError, match="cgroup"):
-        spawn("true", cgroup="/sys/fs/cgroup/x")
-
-
 def test_unknown_keyword():
     with pytest.raises(TypeError):
         spawn("true", nonsense=1)

@@ -11,19 +11,24 @@ if not _sys.platform.startswith("linux"):
         f"spawnhelper needs Linux (clone3, pidfd, namespaces); this is {_sys.platform}"
     )
 
-from ._errors import CommandNotFound, LogWarning, SpawnError, Stage
+from ._errors import CommandNotFound, IsolationWarning, LogWarning, Note, SpawnError
 from ._fds import get_open_fds, sanitize_fds
 from ._group import Completed, as_completed, wait_any, wait_any_async
 from ._lookup import find_binary
+from ._namespaces import Namespaces
 from ._process import Process
 from ._spawn import spawn
+from ._stages import Stage
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CommandNotFound",
     "Completed",
+    "IsolationWarning",
     "LogWarning",
+    "Namespaces",
+    "Note",
     "Process",
     "SpawnError",
     "Stage",

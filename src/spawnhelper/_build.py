@@ -11,14 +11,15 @@ struct sh_fdpair { int32_t target, source; };
 
 enum sh_request_flags {
     SH_LOOKUP, SH_CLOSE_FDS, SH_STANDARD_FDS, SH_SET_UID, SH_SET_GID, SH_SET_GROUPS, SH_SET_UMASK,
-    ...
+    SH_NEW_SESSION, SH_BEST_EFFORT, ...
 };
 enum sh_avoid {
     SH_AVOID_CLONE3, SH_AVOID_VFORK, SH_AVOID_PIDFD, SH_AVOID_CLOSE_RANGE, SH_AVOID_LISTING,
-    SH_AVOID_SHARED_FILES, SH_AVOID_PIDFD_INFO, ...
+    SH_AVOID_SHARED_FILES, SH_AVOID_PIDFD_INFO, SH_AVOID_THREAD_SETNS, ...
 };
 enum sh_start { SH_START_CLONE3, SH_START_CLONE, SH_START_PIPE, ... };
-enum sh_state { SH_NEW, SH_RUNNING, SH_ENDED, SH_LOST, SH_GIVEN, ... };
+enum { SH_NEWNS, SH_NEWUTS, SH_NEWIPC, SH_NEWUSER, SH_NEWPID, SH_NEWNET, ... };
+enum sh_state { SH_NEW, SH_RUNNING, SH_ENDING, SH_ENDED, SH_LOST, SH_GIVEN, ... };
 
 struct sh_request {
     const char *argv; const char *env; const char *file; const char *cwd;
@@ -27,12 +28,28 @@ struct sh_request {
     uint32_t argc, envc, nfds, ngroups;
     uint32_t uid, gid, umask;
     uint32_t flags;
+    uint32_t namespaces;
+    struct sh_set *set;
+    const char *cgroup;
 };
-struct sh_result { int32_t stage, error, detail, started; };
+struct sh_note { int32_t stage, error, detail; };
+struct sh_result {
+    int32_t stage, error, detail, started;
+    uint32_t nnotes;
+    struct sh_note notes[12];
+};
+struct sh_set {
+    uint32_t namespaces;
+    int32_t holder, holder_pidfd, closed;
+    struct sh_result result;
+    ...;
+};
 struct sh_process {
     int32_t pid, pidfd, state, status;
     uint32_t forks, lock;
-    int32_t users, zombie, report, kept, has_usage;
+    int32_t users, zombie, report, outcome, holder, holder_pidfd;
+    struct sh_set *set;
+    int32_t kept, has_usage;
     int64_t started_nsec, ended_nsec;
     int64_t usage[16];
     struct sh_process *next;
@@ -51,6 +68,15 @@ int sh_initialize(void);
 void sh_avoid(uint32_t features);
 int sh_start_mode(void);
 const char *sh_stage_name(int stage);
+int sh_stage_tolerated(int stage);
+void sh_set_holder(const char *path, const char *image, uint32_t size);
+struct sh_set *sh_set_new(void);
+int sh_set_open(struct sh_set *set, uint32_t namespaces, int best_effort);
+int sh_set_close(struct sh_set *set);
+int sh_set_drop(struct sh_set *set);
+void sh_set_discard(void *set);
+int sh_set_mine(const struct sh_set *set);
+int sh_set_is_dead(const struct sh_set *set);
 int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
                     uint32_t envc, struct sh_process *process);
 int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
@@ -96,12 +122,16 @@ ffi.set_source(
         "csrc/pydrop.c",
         "csrc/pyfork.c",
         "csrc/fdplan.c",
+        "csrc/isolate.c",
+        "csrc/sets.c",
     ],
     include_dirs=["csrc"],
     depends=[
         "csrc/spawnhelper.h",
         "csrc/spawnhelper.c",
         "csrc/parent.h",
+        "csrc/isolation.h",
+        "csrc/net.h",
         "csrc/fdplan.h",
         "csrc/state.h",
         "csrc/sys.h",

@@ -11,9 +11,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from . import _errors
-from ._errors import Stage
-from ._request import PLAIN, Options, Request
+from ._errors import Note
+from ._request import PLAIN, Isolation, Options, Request
 from ._spawnhelper import ffi, lib
+from ._stages import Stage
 
 _PROCESS = ffi.typeof("struct sh_process *")
 _REQUEST = ffi.typeof("struct sh_request *")
@@ -24,6 +25,7 @@ _from_buffer = ffi.from_buffer
 _NULL = ffi.NULL
 _NEW: int = lib.SH_NEW
 _RUNNING: int = lib.SH_RUNNING
+_ALIVE = (lib.SH_RUNNING, lib.SH_ENDING)
 _ENDED: int = lib.SH_ENDED
 _LOST: int = lib.SH_LOST
 _LOOKUP: int = lib.SH_LOOKUP
@@ -40,6 +42,7 @@ _AVOIDABLE = {
     "close_range": lib.SH_AVOID_CLOSE_RANGE,
     "listing": lib.SH_AVOID_LISTING,
     "shared_files": lib.SH_AVOID_SHARED_FILES,
+    "thread_setns": lib.SH_AVOID_THREAD_SETNS,
     "pidfd_info": lib.SH_AVOID_PIDFD_INFO,
 }
 
@@ -95,9 +98,23 @@ def keep_silently(handle: Handle) -> None:
     handle.kept = 2
 
 
+def _to_flags(wanted: Isolation) -> int:
+    """What clone(2) calls it. A host name goes with a network, private mounts with a /proc."""
+    flags = 0
+    if wanted.net:
+        flags |= lib.SH_NEWNET | lib.SH_NEWUTS
+    if wanted.ipc:
+        flags |= lib.SH_NEWIPC
+    if wanted.mount:
+        flags |= lib.SH_NEWNS
+    if wanted.pid:
+        flags |= lib.SH_NEWPID | lib.SH_NEWNS
+    return flags
+
+
 def _to_c(options: Options) -> tuple[Any, Any]:
     """The options as C reads them, and what must live as long."""
-    file, lookup, cwd, fds, close_fds, uid, gid, groups, umask, _ = options
+    file, lookup, cwd, fds, close_fds, uid, gid, groups, umask, _, isolation = options
     flags = _LOOKUP if lookup else 0
     if close_fds:
         flags |= lib.SH_CLOSE_FDS
@@ -118,9 +135,17 @@ def _to_c(options: Options) -> tuple[Any, Any]:
     if groups is not None:
         flags |= lib.SH_SET_GROUPS
         groups_c, ngroups = _new(_IDS, groups), len(groups)
+    namespaces, set_c, cgroup_c = 0, _NULL, _NULL
+    if isolation is not None:
+        flags |= lib.SH_BEST_EFFORT if isolation.best_effort else 0
+        flags |= lib.SH_NEW_SESSION if isolation.new_session else 0
+        namespaces = _to_flags(isolation)
+        set_c = _NULL if isolation.set is None else isolation.set
+        cgroup_c = _NULL if isolation.cgroup is None else _from_buffer(isolation.cgroup)
     numbers = (0, 0, npairs, ngroups, uid or 0, gid or 0, umask or 0, flags)
-    c = _new(_REQUEST, (_NULL, _NULL, file_c, cwd_c, pairs, groups_c, *numbers))
-    return c, (file_c, cwd_c, pairs, groups_c)
+    more = (namespaces, set_c, cgroup_c)
+    c = _new(_REQUEST, (_NULL, _NULL, file_c, cwd_c, pairs, groups_c, *numbers, *more))
+    return c, (file_c, cwd_c, pairs, groups_c, set_c, cgroup_c)
 
 
 _PLAIN_C, _ = _to_c(PLAIN)
@@ -155,7 +180,20 @@ def _failure(request: Request, handle: Handle) -> BaseException:
         found = find_in_env(request)
         if found is not None:
             program = os.fsdecode(found)
-    return _errors.failure(stage, error, result.detail, program, options.cwd)
+    cgroup = None if options.isolation is None else options.isolation.cgroup
+    return _errors.failure(stage, error, result.detail, program, options.cwd, cgroup)
+
+
+def notes(source: Any) -> tuple[Note, ...]:
+    """What best effort tolerated: of a handle, or of a set."""
+    result = source.result
+    found = []
+    for i in range(result.nnotes):
+        note = result.notes[i]
+        stage = Stage(note.stage)
+        message = _errors.describe(stage, note.error, note.detail)
+        found.append(Note(stage, note.error, message))
+    return tuple(found)
 
 
 def start(request: Request, handle: Handle) -> None:
@@ -311,13 +349,12 @@ def wall_time(handle: Handle) -> float:
 
 def is_running(handle: Handle) -> bool:
     """Whether its end has not been seen yet."""
-    state: int = handle.state
-    return state == _RUNNING
+    return handle.state in _ALIVE
 
 
 def is_ours(handle: Handle) -> bool:
     """Whether a child runs, or waits to be reaped, for which this handle answers."""
-    return handle.state == _RUNNING and bool(lib.sh_mine(handle))
+    return handle.state in _ALIVE and bool(lib.sh_mine(handle))
 
 
 def returncode(handle: Handle) -> int:
@@ -386,6 +423,85 @@ def new_log(source: int, pipe_end: int, file: int, out: int) -> Log:
 
 # cffi owns memory by its first cdata; the struct alone would not keep the buffer.
 _log_buffers: WeakKeyDictionary[Log, Any] = WeakKeyDictionary()
+
+
+# ---- namespace sets ----
+
+HOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_holder")
+
+
+def _read_holder() -> tuple[Any, Any]:
+    """The holder's path and bytes as C keeps them: a chroot hides the file."""
+    with open(HOLDER, "rb") as file:
+        image = file.read()
+    path = _new("char[]", os.fsencode(HOLDER))
+    bytes_ = _new("char[]", image)
+    lib.sh_set_holder(path, bytes_, len(image))
+    return path, bytes_
+
+
+_holder = _read_holder()
+
+Set = Any  # struct sh_set *
+
+
+def tolerated(stage: int) -> bool:
+    """Whether best effort goes on when this stage failed."""
+    return bool(lib.sh_stage_tolerated(stage))
+
+
+def open_set(wanted: Isolation) -> Set:
+    """Prepare a namespace set.
+
+    Raises:
+        SpawnError: a step failed.
+    """
+    made = lib.sh_set_new()
+    if made == _NULL:
+        raise MemoryError
+    # C ends it: an exception that a signal raises inside a Python finalizer is lost.
+    owned = ffi.gc(made, lib.sh_set_discard)
+    if lib.sh_set_open(owned, _to_flags(wanted), wanted.best_effort) < 0:
+        result = owned.result
+        stage = Stage(result.stage)
+        raise _errors.failure(stage, result.error, result.detail, HOLDER, None, None)
+    return owned
+
+
+def close_set(which: Set) -> None:
+    """Kill what runs in it, and wait for that unless a command is still to be reaped."""
+    while lib.sh_set_close(which) == 0:
+        pass  # Python runs signal handlers here
+
+
+def check_set(which: Set) -> None:
+    """Whether a command can be started into it.
+
+    Raises:
+        ValueError: it is closed.
+        RuntimeError: it belongs to the process that this one was forked from.
+    """
+    if not lib.sh_set_mine(which):
+        raise RuntimeError("the namespaces belong to the process that this one was forked from")
+    if which.closed:
+        raise ValueError("the namespaces are closed")
+
+
+def set_facts(which: Set) -> tuple[int, int]:
+    """The holder's pid and pidfd; -1 when it is closed, or another process's."""
+    if which.closed or not lib.sh_set_mine(which):
+        return -1, -1
+    return which.holder, which.holder_pidfd
+
+
+def set_is_dead(which: Set) -> bool:
+    """Whether its holder has ended."""
+    return bool(lib.sh_set_is_dead(which))
+
+
+def set_has_pid(which: Set) -> bool:
+    """Whether it has a pid namespace."""
+    return bool(which.namespaces & lib.SH_NEWPID)
 
 
 # ---- the slow path: Python code between fork and exec ----

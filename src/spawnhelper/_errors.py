@@ -1,34 +1,13 @@
-"""Stages, and the exceptions that name them."""
+"""The exceptions, and the warnings."""
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
-
-class Stage(enum.IntEnum):
-    """The steps between the call and the running command, in their order.
-
-    The numbers are those of ``enum sh_stage`` in ``csrc/spawnhelper.h``.
-    """
-
-    CLONE = 0
-    CGROUP = 1
-    NAMESPACES = 2
-    PROPAGATION = 3
-    PROC = 4
-    HOSTNAME = 5
-    LOOPBACK = 6
-    FDS = 7
-    GROUPS = 8
-    GID = 9
-    UID = 10
-    UMASK = 11
-    CHDIR = 12
-    PRE_EXEC = 13
-    EXEC = 14
+from ._remedies import namespace_name, remedy
+from ._stages import Stage
 
 
 class SpawnError(OSError):
@@ -91,6 +70,27 @@ class LogWarning(RuntimeWarning):
     """
 
 
+class IsolationWarning(RuntimeWarning):
+    """A command runs less isolated than asked, as ``isolation="best-effort"`` allows."""
+
+
+class Note(NamedTuple):
+    """A failure that best effort tolerated.
+
+    Attributes:
+        stage (Stage): the step that failed.
+        errno (int): its error.
+        message (str): a sentence naming stage and reason; ``str(note)`` gives it, too.
+    """
+
+    stage: Stage
+    errno: int
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
 _classes: dict[tuple[type[SpawnError], type[OSError]], type[SpawnError]] = {}
 
 
@@ -119,63 +119,57 @@ def command_not_found(value: str | bytes) -> CommandNotFound:
     return found
 
 
-_REMEDIES = {
-    (Stage.GROUPS, errno.EPERM): "changing groups needs CAP_SETGID",
-    (Stage.GID, errno.EPERM): "changing the gid needs CAP_SETGID",
-    (Stage.UID, errno.EPERM): "changing the uid needs CAP_SETUID",
-    (
-        Stage.GROUPS,
-        errno.EINVAL,
-    ): "the id has no mapping in this user namespace, or too many groups",
-    (Stage.GID, errno.EINVAL): "the gid has no mapping in this user namespace",
-    (Stage.UID, errno.EINVAL): "the uid has no mapping in this user namespace",
-    (Stage.UID, errno.EAGAIN): "RLIMIT_NPROC of the target user is exhausted",
-    (Stage.CLONE, errno.EAGAIN): "a limit on processes is exhausted (RLIMIT_NPROC, pids.max)",
-    (Stage.CLONE, errno.EMFILE): "no descriptor is free for the pidfd (RLIMIT_NOFILE)",
-    (Stage.FDS, errno.EBADF): "not open, or above RLIMIT_NOFILE",
-    (Stage.FDS, errno.EMFILE): "RLIMIT_NOFILE is exhausted",
-    (Stage.EXEC, errno.EACCES): "not executable, or a directory on the way cannot be searched",
-    (Stage.EXEC, errno.ENOEXEC): "no #! line and no known binary format",
-    (Stage.EXEC, errno.E2BIG): "argv and env are too large (one string may have 131071 bytes)",
-    (Stage.EXEC, errno.ETXTBSY): "another process has the program open for writing",
-}
-
 _SUBJECTS = {Stage.GROUPS: "{} groups", Stage.GID: "gid {}", Stage.UID: "uid {}"}
 
 
+def _subject(stage: Stage, detail: int) -> str | None:
+    if stage is Stage.FDS:
+        return f"fd {detail}" if detail >= 0 else None
+    if stage is Stage.NAMESPACES:
+        return namespace_name(detail)
+    if stage in _SUBJECTS:
+        return _SUBJECTS[stage].format(detail & 0xFFFFFFFF)
+    return None
+
+
+def describe(stage: Stage, error: int, detail: int, program: str | bytes = b"") -> str:
+    """A sentence: the stage, what it was about, the error, and what to do."""
+    subject = _subject(stage, detail)
+    parts = [stage.name, *([] if subject is None else [subject]), os.strerror(error)]
+    advice = remedy(stage, error, detail, program)
+    return ": ".join(parts) + (f" ({advice})" if advice else "")
+
+
 def failure(
-    stage: Stage, error: int, detail: int, program: str | bytes, cwd: bytes | None
+    stage: Stage,
+    error: int,
+    detail: int,
+    program: str | bytes,
+    cwd: bytes | None,
+    cgroup: bytes | None,
 ) -> SpawnError:
     """The exception for a failed stage.
 
     Args:
         stage: the step that failed.
         error: its errno.
-        detail: the fd, id or signal concerned, as ``struct sh_result`` has it.
+        detail: the fd, id, signal or namespace concerned, as ``struct sh_result`` has it.
         program: what was to be executed, for the message.
         cwd: the directory to enter, for the message.
+        cgroup: the cgroup to join, for the message.
     """
     if error == errno.ECHILD:
         how = f"killed by signal {detail}" if detail else "ended"
         message = f"{stage.name}: the child {how} before exec"
         return spawn_error(stage, error, message, program)
-    parts = [stage.name]
     filename: str | bytes | None = None
     if stage is Stage.CHDIR:
         filename = os.fsdecode(cwd or b"")
-    elif stage is Stage.FDS:
-        if detail >= 0:
-            parts.append(f"fd {detail}")
-    elif stage in _SUBJECTS:
-        parts.append(_SUBJECTS[stage].format(detail & 0xFFFFFFFF))
-    else:
+    elif stage is Stage.CGROUP:
+        filename = os.fsdecode(cgroup or b"")
+    elif stage in (Stage.CLONE, Stage.EXEC):
         filename = program
-    parts.append(os.strerror(error))
-    message = ": ".join(parts)
-    remedy = _REMEDIES.get((stage, error))
-    if remedy is None and stage is Stage.EXEC and error == errno.ENOENT and os.path.exists(program):
-        remedy = "the file exists; the interpreter that it names does not"
-    return spawn_error(stage, error, f"{message} ({remedy})" if remedy else message, filename)
+    return spawn_error(stage, error, describe(stage, error, detail, program), filename)
 
 
 def pre_exec_failure(error: int, text: str, program: str | bytes) -> SpawnError:

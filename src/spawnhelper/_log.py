@@ -7,10 +7,11 @@ import warnings
 from typing import Any
 
 from . import _core
-from ._errors import LogWarning, Stage, spawn_error
+from ._errors import LogWarning, spawn_error
 from ._fds import FdMap, above_standard, is_open
 from ._process import Process
 from ._request import Argument, Request, make_request
+from ._stages import Stage
 
 COPIER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_tee")
 

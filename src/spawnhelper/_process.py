@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from ._errors import Note
 
 if TYPE_CHECKING:
     import resource
@@ -85,6 +86,11 @@ class Process:
             ChildProcessError: the child was reaped by somebody else (before Linux 6.15).
         """
         return _core.returncode(self._handle) if _core.is_ended(self._handle) else None
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Failures that ``isolation="best-effort"`` tolerated; empty for a command as asked."""
+        return _core.notes(self._handle)
 
     @property
     def rusage(self) -> resource.struct_rusage | None:

@@ -19,6 +19,19 @@ _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave it" to setresuid(2)
 _MAX_GROUPS = 65536  # NGROUPS_MAX, linux/limits.h
 
 
+class Isolation(NamedTuple):
+    """What separates the command from this process's surroundings."""
+
+    net: bool = False
+    ipc: bool = False
+    mount: bool = False
+    pid: bool = False
+    set: Any = None  # a prepared set, as _core knows it
+    cgroup: bytes | None = None
+    best_effort: bool = False
+    new_session: bool = False
+
+
 class Options(NamedTuple):
     """What is asked for besides the command and its environment."""
 
@@ -32,6 +45,7 @@ class Options(NamedTuple):
     groups: Sequence[int] | None = None
     umask: int | None = None
     pre_exec: Callable[[], object] | None = None
+    isolation: Isolation | None = None
 
 
 PLAIN = Options()
@@ -58,13 +72,13 @@ class Request(NamedTuple):
         return self._replace(options=self.options._replace(fds=fds))
 
 
-_NOTHING = (None,) * 8
+_NOTHING = (None,) * 9
 # os.fsencode() does the same after a check that costs as much again.
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 _make_tuple = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
 
-def _encode(value: Argument, what: str) -> bytes:
+def encode(value: Argument, what: str) -> bytes:
     try:
         encoded = os.fsencode(value)
     except TypeError:
@@ -80,7 +94,7 @@ def _join(strings: Sequence[Argument], what: str) -> bytes:
     try:
         packed = "\0".join(strings).encode(_ENCODING, _ERRORS)  # type: ignore[arg-type]
     except TypeError:
-        packed = b"\0".join([_encode(string, what) for string in strings])
+        packed = b"\0".join([encode(string, what) for string in strings])
     if packed.count(0) != len(strings) - 1:
         raise ValueError(f"{what}: embedded NUL")
     return packed
@@ -102,7 +116,7 @@ def _pack(env: Mapping[Any, Any]) -> tuple[bytes, int]:
         packed = "\0".join(map("=".join, env.items())).encode(_ENCODING, _ERRORS)
         names = "\0".join(env).encode("utf-8", "surrogateescape")
     except (TypeError, UnicodeEncodeError):
-        pairs = [(_encode(name, "env"), _encode(value, "env")) for name, value in env.items()]
+        pairs = [(encode(name, "env"), encode(value, "env")) for name, value in env.items()]
         packed = b"\0".join(map(b"=".join, pairs))
         names = b"\0".join([name for name, _ in pairs])
     if packed.count(0) != len(env) - 1:
@@ -175,13 +189,14 @@ def _make_options(
     groups: Iterable[SupportsIndex] | None,
     umask: SupportsIndex | None,
     pre_exec: Callable[[], object] | None,
+    isolation: Isolation | None,
 ) -> Options:
     if pre_exec is not None and not callable(pre_exec):
         raise TypeError(f"pre_exec: {type(pre_exec).__name__} is not callable")
     return Options(
         file,
         bool(path_lookup),
-        None if cwd is None else _encode(cwd, "cwd"),
+        None if cwd is None else encode(cwd, "cwd"),
         None if fd_pipes is None else parse_map(fd_pipes),
         bool(close_fds),
         None if uid is None else _to_id(uid, "uid"),
@@ -189,6 +204,7 @@ def _make_options(
         None if groups is None else _to_groups(groups),
         None if umask is None else _to_id(umask, "umask", 0o777),
         pre_exec,
+        isolation,
     )
 
 
@@ -205,6 +221,7 @@ def make_request(
     path_lookup: bool = True,
     pre_exec: Callable[[], object] | None = None,
     close_fds: bool = False,
+    isolation: Isolation | None = None,
 ) -> Request:
     """Check and encode. The arguments are those of ``spawn()``.
 
@@ -218,17 +235,27 @@ def make_request(
     first = words[0]
     file = None
     if opt_name is not None:
-        file = _encode(first, "command")
+        file = encode(first, "command")
         words = [opt_name, *words[1:]]
     argv = _join(words, "command")
     if not (argv if file is None else file) or (file is None and argv[0] == 0):
         raise ValueError("command: the program's name is empty")
-    given = (file, cwd, fd_pipes, uid, gid, groups, umask, pre_exec)
+    given = (file, cwd, fd_pipes, uid, gid, groups, umask, pre_exec, isolation)
     if given == _NOTHING and path_lookup and not close_fds:
         options = PLAIN
     else:
         options = _make_options(
-            file, path_lookup, cwd, fd_pipes, close_fds, uid, gid, groups, umask, pre_exec
+            file,
+            path_lookup,
+            cwd,
+            fd_pipes,
+            close_fds,
+            uid,
+            gid,
+            groups,
+            umask,
+            pre_exec,
+            isolation,
         )
     packed_env, envc = pack_env(env)
     return _make_tuple(Request, (argv, len(words), packed_env, envc, options, first))

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 from . import _core
 from ._log import LogPipe
+from ._namespaces import IsolationPolicy, Namespaces, to_best_effort, warn
 from ._process import Process
-from ._request import Argument, Command, Env, Request, make_request
+from ._request import Argument, Command, Env, Isolation, Request, encode, make_request
 
 
-def _refuse_isolation(**asked: object) -> None:
-    for name, value in asked.items():
-        if value:
-            raise NotImplementedError(f"{name}: isolation is not available in this release")
+def _make_isolation(
+    net: object,
+    ipc: object,
+    mount: object,
+    pid: object,
+    cgroup: Argument | None,
+    namespaces: Namespaces | None,
+    policy: str,
+    new_session: bool | None,
+) -> Isolation | None:
+    best_effort = to_best_effort(policy)
+    fresh = (bool(net), bool(ipc), bool(mount), bool(pid))
+    if namespaces is not None:
+        if not isinstance(namespaces, Namespaces):
+            raise TypeError(f"namespaces: {type(namespaces).__name__} is no Namespaces")
+        if any(fresh):
+            raise ValueError("namespaces: a prepared set and unshare_* exclude each other")
+        _core.check_set(namespaces._set)
+    chosen = None if namespaces is None else namespaces._set
+    in_pid = fresh[3] if chosen is None else _core.set_has_pid(chosen)
+    session = bool(in_pid) if new_session is None else bool(new_session)
+    directory = None if cgroup is None else encode(cgroup, "cgroup")
+    if not any(fresh) and chosen is None and directory is None and not session:
+        return None
+    return Isolation(*fresh, chosen, directory, best_effort, session)
+
+
+def _warn(request: Request, handle: Any, stacklevel: int) -> None:
+    isolation = request.options.isolation
+    if isolation is not None and isolation.best_effort:
+        warn(_core.notes(handle), stacklevel + 1)
 
 
 def _run(request: Request, logfile: Argument | None) -> int:
@@ -22,8 +50,12 @@ def _run(request: Request, logfile: Argument | None) -> int:
     log = None if logfile is None else LogPipe(request, logfile)
     try:
         if log is None:
-            return _core.run(request, handle, None)
-        return _core.run(log.request, handle, log.for_waiting_call())
+            returncode = _core.run(request, handle, None)
+        else:
+            returncode = _core.run(log.request, handle, log.for_waiting_call())
+        if request.options.isolation is not None:
+            _warn(request, handle, 3)
+        return returncode
     except BaseException:
         _core.end(handle)
         raise
@@ -75,6 +107,9 @@ def spawn(
     cgroup: Argument | None = ...,
     *,
     returnproc: Literal[False] = ...,
+    namespaces: Namespaces | None = ...,
+    isolation: IsolationPolicy = ...,
+    start_new_session: bool | None = ...,
 ) -> int: ...
 @overload
 def spawn(
@@ -99,6 +134,9 @@ def spawn(
     unshare_pid: bool = ...,
     cgroup: Argument | None = ...,
     returnproc: Literal[False] = ...,
+    namespaces: Namespaces | None = ...,
+    isolation: IsolationPolicy = ...,
+    start_new_session: bool | None = ...,
 ) -> list[int]: ...
 @overload
 def spawn(
@@ -123,6 +161,9 @@ def spawn(
     cgroup: Argument | None = ...,
     *,
     returnproc: Literal[True],
+    namespaces: Namespaces | None = ...,
+    isolation: IsolationPolicy = ...,
+    start_new_session: bool | None = ...,
 ) -> Process: ...
 @overload
 def spawn(
@@ -147,6 +188,9 @@ def spawn(
     cgroup: Argument | None = ...,
     *,
     returnproc: bool = ...,
+    namespaces: Namespaces | None = ...,
+    isolation: IsolationPolicy = ...,
+    start_new_session: bool | None = ...,
 ) -> int | list[int] | Process: ...
 def spawn(
     mycommand: Command,
@@ -170,6 +214,9 @@ def spawn(
     cgroup: Argument | None = None,
     *,
     returnproc: bool = False,
+    namespaces: Namespaces | None = None,
+    isolation: IsolationPolicy = "required",
+    start_new_session: bool | None = None,
 ) -> int | list[int] | Process:
     """Start a command, and wait for it unless told otherwise.
 
@@ -209,12 +256,30 @@ def spawn(
             for large programs, and unsafe in threaded ones. All signals are
             blocked while it runs.
         close_fds: the command keeps exactly the keys of ``fd_pipes``.
-        unshare_net: NotImplementedError in this release.
-        unshare_ipc: NotImplementedError in this release.
-        unshare_mount: NotImplementedError in this release.
-        unshare_pid: NotImplementedError in this release.
-        cgroup: NotImplementedError in this release.
+        unshare_net: a network and UTS namespace of its own: lo is up with
+            127.0.0.1, ::1, 10.0.0.1/8 and, where the kernel has IPv6, fd::1/8;
+            the host is called localhost.
+        unshare_ipc: an IPC namespace of its own (ipc_namespaces(7)).
+        unshare_mount: a mount namespace of its own: mounts made inside stay
+            there, those that the host makes later arrive (MS_SLAVE).
+        unshare_pid: a pid namespace of its own, with a /proc, and a mount
+            namespace for that. The command is still this process's child,
+            with its own exact status. When it ends, everything that it has
+            left is killed, and gone when its end has been waited for.
+        cgroup: directory of the cgroup to be born into (v2, Linux 5.7), or to
+            be moved into before anything else (v1).
         returnproc: do not wait; return a ``Process``.
+        namespaces: a prepared set to enter, instead of ``unshare_*``. It is
+            entered as a whole, or the start fails.
+        isolation: ``"required"``: the command never runs less isolated than
+            asked. ``"best-effort"``: failures of CGROUP, NAMESPACES,
+            PROPAGATION, HOSTNAME and LOOPBACK become notes
+            (``Process.notes``) and one ``IsolationWarning``; a namespace that
+            is refused is left out alone.
+        start_new_session: give the command a session of its own (setsid(2));
+            None: if it is in a pid namespace, whose ``kill(0, …)`` could
+            otherwise reach outside. False keeps the terminal: for
+            interactive commands.
 
     Returns:
         The exit status, negative for a signal; or the list of pids; or the Process.
@@ -232,16 +297,28 @@ def spawn(
             instance of the builtin class of its errno.
         TypeError: an argument has the wrong type.
         ValueError: an argument has an impossible value.
-        NotImplementedError: isolation was asked for.
         ChildProcessError: somebody else reaped the command (waiting mode).
     """
-    if unshare_net or unshare_ipc or unshare_mount or unshare_pid or cgroup:
-        _refuse_isolation(
-            unshare_net=unshare_net,
-            unshare_ipc=unshare_ipc,
-            unshare_mount=unshare_mount,
-            unshare_pid=unshare_pid,
-            cgroup=cgroup,
+    wanted = None
+    if (
+        unshare_net
+        or unshare_ipc
+        or unshare_mount
+        or unshare_pid
+        or cgroup is not None
+        or namespaces is not None
+        or start_new_session is not None
+        or isolation != "required"
+    ):
+        wanted = _make_isolation(
+            unshare_net,
+            unshare_ipc,
+            unshare_mount,
+            unshare_pid,
+            cgroup,
+            namespaces,
+            isolation,
+            start_new_session,
         )
     if returnpid and returnproc:
         raise ValueError("returnpid and returnproc exclude each other")
@@ -258,12 +335,15 @@ def spawn(
         path_lookup,
         pre_exec,
         close_fds,
+        wanted,
     )
     if not returnpid and not returnproc:
         return _run(request, logfile)
     process = Process(request.argv, _core.new_handle())
     try:
         _start(process, request, logfile)
+        if request.options.isolation is not None:
+            _warn(request, process._handle, 2)
         if returnproc:
             process._keep()
             return process

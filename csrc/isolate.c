@@ -1,0 +1,478 @@
+/* The parent's side of isolation: what is opened before the clone, the other
+ * ways when one is refused, and what a failure must undo. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "parent.h"
+#include "state.h"
+#include "sys.h"
+
+enum { CGROUP2 = 0x63677270 }; /* CGROUP2_SUPER_MAGIC, linux/magic.h */
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+/* ---- what must be open ---- */
+
+int sh_off_standard(int fd) {
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd;
+    long moved = SYS(fcntl, fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    SYS(close, fd);
+    return (int)moved;
+}
+
+static void note_highest(struct sh_isolation *isolation, int fd) {
+    if (fd > isolation->highest)
+        isolation->highest = fd;
+}
+
+static int hold(struct sh_isolation *isolation, int *place, long fd) {
+    *place = sh_off_standard((int)fd);
+    note_highest(isolation, *place);
+    return *place < 0 ? *place : 0;
+}
+
+static struct {
+    const char *path, *image;
+    size_t size;
+} program;
+
+void sh_set_holder(const char *path, const char *image, uint32_t size) {
+    program.path = path;
+    program.image = image;
+    program.size = size;
+}
+
+/* Where the file cannot be reached, in a chroot or after a change of user, its
+ * image serves as well. */
+static long open_image(void) {
+    long fd = SYS(memfd_create, "spawnhelper-holder", MFD_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    long written = SYS(write, fd, program.image, program.size);
+    if (written == (long)program.size)
+        return fd;
+    SYS(close, fd);
+    return written < 0 ? written : -EIO;
+}
+
+static long open_program(void) {
+    long fd = SYS(openat, AT_FDCWD, program.path, O_PATH | O_CLOEXEC, 0);
+    if (fd >= 0 && SYS(faccessat, AT_FDCWD, program.path, X_OK) == 0)
+        return fd;
+    if (fd >= 0)
+        SYS(close, fd);
+    return open_image();
+}
+
+static int open_line(struct sh_isolation *isolation) {
+    int ends[2];
+    long error = SYS(pipe2, ends, O_CLOEXEC);
+    if (error < 0)
+        return (int)error;
+    error = hold(isolation, &isolation->line[0], ends[0]);
+    int other = hold(isolation, &isolation->line[1], ends[1]);
+    return error < 0 ? (int)error : other;
+}
+
+static int take_stacks(struct sh_isolation *isolation) {
+    isolation->holder_stack = sh_take_stack(&isolation->stack_size);
+    isolation->command_stack = sh_take_stack(&isolation->stack_size);
+    return isolation->holder_stack && isolation->command_stack ? 0 : -ENOMEM;
+}
+
+/* Without pidfds a holder could not tell its owner's end. */
+static int open_holder(struct sh_isolation *isolation) {
+    if (sh_avoids(SH_AVOID_PIDFD) || sh_start_mode() == SH_START_PIPE)
+        return -ENOSYS;
+    int error = hold(isolation, &isolation->owner, SYS(pidfd_open, (int)getpid(), 0));
+    if (error == 0)
+        error = hold(isolation, &isolation->program, open_program());
+    if (error == 0)
+        error = open_line(isolation);
+    return error == 0 ? take_stacks(isolation) : error;
+}
+
+static int open_cgroup(struct sh_isolation *isolation, const char *path) {
+    long fd = SYS(openat, AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    int error = hold(isolation, &isolation->cgroup, fd);
+    if (error < 0)
+        return error;
+    struct statfs system;
+    isolation->cgroup_at_birth =
+        sh_start_mode() == SH_START_CLONE3 && !sh_avoids(SH_AVOID_CLONE3) && !isolation->forks &&
+        fstatfs(isolation->cgroup, &system) == 0 && system.f_type == CGROUP2;
+    return 0;
+}
+
+/* A thread that has entered a pid namespace must be able to return: its every
+ * later fork would go there, too. Going where it is already shows it. */
+static void open_way_back(struct sh_isolation *isolation) {
+    if (sh_avoids(SH_AVOID_THREAD_SETNS))
+        return;
+    int error = hold(isolation, &isolation->home, SYS(pidfd_open, (int)getpid(), 0));
+    if (error == 0 && SYS(setns, isolation->home, SH_NEWPID) == 0)
+        return;
+    if (isolation->home >= 0)
+        SYS(close, isolation->home);
+    isolation->home = -1;
+}
+
+/* ---- opening and closing ---- */
+
+const uint32_t sh_namespace_flags[] = {
+#define SH_NAMESPACE(name, file) SH_NEW##name,
+    SH_NAMESPACES(SH_NAMESPACE)
+#undef SH_NAMESPACE
+};
+
+void sh_add_notes(struct sh_result *result, const struct sh_note *notes, int count) {
+    for (int i = 0; i < count && result->nnotes < SH_NOTES; i++)
+        result->notes[result->nnotes++] = notes[i];
+}
+
+static int is_tolerated(struct sh_isolation *isolation, int stage, int error, int detail) {
+    if (!isolation->best_effort || !sh_stage_tolerated(stage))
+        return 0;
+    struct sh_note *note = &isolation->notes[isolation->nnotes++];
+    note->stage = stage;
+    note->error = error;
+    note->detail = detail;
+    return 1;
+}
+
+static void drop_cgroup(struct sh_isolation *isolation) {
+    if (isolation->cgroup >= 0)
+        SYS(close, isolation->cgroup);
+    isolation->cgroup = -1;
+    isolation->cgroup_at_birth = 0;
+}
+
+static void drop_pid_namespace(struct sh_isolation *isolation) {
+    isolation->fresh &= ~(uint32_t)SH_NEWPID;
+    isolation->intermediate = 0;
+}
+
+static int open_set(struct sh_isolation *isolation, struct sh_set *set) {
+    int error = sh_set_use(set);
+    if (error < 0)
+        return error;
+    isolation->set = set;
+    for (int i = 0; i < SH_NAMESPACE_COUNT; i++)
+        note_highest(isolation, set->fds[i]);
+    note_highest(isolation, set->root);
+    if (set->namespaces & SH_NEWPID && !(set->namespaces & SH_NEWUSER))
+        open_way_back(isolation);
+    if (!(set->namespaces & (SH_NEWPID | SH_NEWUSER)) || isolation->home >= 0)
+        return 0;
+    if (isolation->forks)
+        return -EPERM;
+    if (sh_start_mode() == SH_START_PIPE)
+        return -ENOSYS;
+    isolation->intermediate = 1;
+    return take_stacks(isolation);
+}
+
+static int open_fresh(struct sh_isolation *isolation) {
+    if (!(isolation->fresh & SH_NEWPID) && !isolation->for_set)
+        return 0;
+    if (isolation->forks) {
+        open_way_back(isolation);
+        if (isolation->home < 0)
+            return -EPERM;
+    }
+    isolation->intermediate = !isolation->forks;
+    return open_holder(isolation);
+}
+
+struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct sh_process *process,
+                                       struct sh_set *made, int forks) {
+    int culprit = sh_closed_source(request); /* before its number is taken */
+    if (culprit >= 0) {
+        sh_refuse(process, SH_STAGE_FDS, EBADF, culprit);
+        return NULL;
+    }
+    struct sh_isolation *isolation = calloc(1, sizeof *isolation);
+    if (!isolation) {
+        sh_refuse(process, SH_STAGE_CLONE, ENOMEM, 0);
+        return NULL;
+    }
+    isolation->births = &isolation->own_births;
+    isolation->fresh = request->namespaces;
+    isolation->best_effort = (request->flags & SH_BEST_EFFORT) != 0;
+    isolation->forks = isolation->one_by_one = forks;
+    isolation->made = made;
+    isolation->for_set = made != NULL;
+    isolation->cgroup = isolation->home = isolation->owner = isolation->program = -1;
+    isolation->line[0] = isolation->line[1] = -1;
+    int stage = SH_STAGE_CGROUP, error = 0, detail = 0;
+    if (request->cgroup)
+        error = open_cgroup(isolation, request->cgroup);
+    if (error < 0 && is_tolerated(isolation, stage, -error, 0))
+        error = 0;
+    if (error == 0 && request->set) {
+        stage = SH_STAGE_NAMESPACES;
+        error = open_set(isolation, request->set);
+    } else if (error == 0) {
+        stage = SH_STAGE_NAMESPACES;
+        detail = SH_NEWPID;
+        error = open_fresh(isolation);
+        if (error < 0 && !made && is_tolerated(isolation, stage, -error, SH_NEWPID)) {
+            drop_pid_namespace(isolation);
+            error = 0;
+        }
+    }
+    if (error == 0)
+        return isolation;
+    if (error == -EMFILE || error == -ENFILE || error == -ENOMEM)
+        stage = SH_STAGE_CLONE;
+    sh_refuse(process, stage, -error, detail);
+    sh_isolation_close(isolation, process);
+    return NULL;
+}
+
+void sh_isolation_close(struct sh_isolation *isolation, struct sh_process *process) {
+    int fds[] = {isolation->cgroup,  isolation->home,    isolation->owner,
+                 isolation->program, isolation->line[0], isolation->line[1]};
+    for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            SYS(close, fds[i]);
+    if (isolation->holder_stack)
+        sh_return_stack(isolation->holder_stack);
+    if (isolation->command_stack)
+        sh_return_stack(isolation->command_stack);
+    sh_add_notes(&process->result, isolation->notes, isolation->nnotes);
+    if (isolation->set)
+        sh_set_unuse(isolation->set);
+    free(isolation);
+}
+
+/* ---- the calling thread and pid namespaces ---- */
+
+int sh_isolation_leave_home(struct sh_isolation *isolation) {
+    if (!isolation->set || isolation->home < 0)
+        return 0;
+    return (int)SYS(setns, isolation->set->fds[SH_NAMESPACE_PID], SH_NEWPID);
+}
+
+/* It went the same way a moment ago; only memory can be short. */
+void sh_isolation_return_home(struct sh_isolation *isolation) {
+    if (isolation->home >= 0)
+        while (SYS(setns, isolation->home, SH_NEWPID) == -ENOMEM)
+            SYS(sched_yield);
+}
+
+/* For a fork of Python, which no intermediate can make. */
+int sh_isolation_hold_here(struct sh_isolation *isolation, struct sh_orders *orders,
+                           struct sh_process *process) {
+    if (!(isolation->fresh & SH_NEWPID))
+        return 0;
+    long error = SYS(unshare, SH_NEWPID);
+    if (error < 0) {
+        if (!is_tolerated(isolation, SH_STAGE_NAMESPACES, (int)-error, SH_NEWPID))
+            return sh_refuse(process, SH_STAGE_NAMESPACES, (int)-error, SH_NEWPID);
+        drop_pid_namespace(isolation);
+        return 0;
+    }
+    struct sh_births *births = isolation->births;
+    isolation->clone3 = !sh_avoids(SH_AVOID_CLONE3);
+    error = sh_make_holder(orders);
+    if (error < 0 && isolation->clone3) {
+        isolation->clone3 = 0;
+        error = sh_make_holder(orders);
+    }
+    if (error == 0 && births->holder_error == 0)
+        return 0;
+    if (error == 0)
+        sh_reap_failed(births->holder.pid, births->holder.pidfd);
+    int stage = error < 0 ? SH_STAGE_CLONE : births->holder_stage;
+    memset(&births->holder, 0, sizeof births->holder);
+    return sh_refuse(process, stage, error < 0 ? (int)-error : births->holder_error, 0);
+}
+
+/* ---- the end of a start ---- */
+
+/* The kernel clears the word when a process that shares our memory leaves it. */
+static void await_departure(struct sh_birth *birth) {
+    uint32_t busy;
+    while ((busy = *(volatile uint32_t *)&birth->busy) != 0)
+        sh_raw(SYS_futex, (long)&birth->busy, SH_FUTEX_WAIT, (long)busy, 0, 0, 0);
+}
+
+static void kill_birth(const struct sh_birth *birth) {
+    if (birth->pid <= 0)
+        return;
+    if (birth->pidfd > 0)
+        SYS(pidfd_send_signal, birth->pidfd, SIGKILL, NULL, 0);
+    else /* not reaped yet: it cannot be another's */
+        SYS(kill, birth->pid, SIGKILL);
+}
+
+static int reap_birth(struct sh_birth *birth) {
+    if (birth->pid <= 0)
+        return 0;
+    return sh_reap_failed(birth->pid, birth->pidfd > 0 ? birth->pidfd : -1);
+}
+
+/* The command first: pid 1 cannot finish dying while a process of its
+ * namespace is an unreaped zombie of ours (zap_pid_ns_processes). */
+static int undo(struct sh_births *births) {
+    kill_birth(&births->holder);
+    kill_birth(&births->command);
+    await_departure(&births->command);
+    await_departure(&births->holder);
+    int status = reap_birth(&births->command);
+    reap_birth(&births->holder);
+    return status;
+}
+
+void sh_isolation_undo_holder(struct sh_isolation *isolation) {
+    kill_birth(&isolation->births->holder);
+    reap_birth(&isolation->births->holder);
+}
+
+static void blame_holder(struct sh_result *result, const struct sh_births *births) {
+    result->stage = births->holder_stage;
+    result->error = births->holder_error;
+    result->detail = result->stage == SH_STAGE_FDS ? SH_SHARED_FILES_REFUSED : SH_NEWPID;
+}
+
+static int is_done(const struct sh_isolation *isolation, const struct sh_result *result,
+                   int status) {
+    if (isolation->births->holder_error || result->error)
+        return 0;
+    if (isolation->for_set)
+        return WIFEXITED(status) && isolation->births->holder.pid > 0;
+    return result->stage == SH_STAGE_EXEC && isolation->births->command.pid > 0;
+}
+
+int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *process, int pid) {
+    struct sh_births *births = isolation->births;
+    struct sh_result *result = &process->result;
+    int status = sh_reap_failed(pid, -1);
+    result->started = 1;
+    if (is_done(isolation, result, status)) {
+        await_departure(&births->command);
+        await_departure(&births->holder);
+        if (births->holder_error == 0) {
+            if (!isolation->for_set)
+                sh_adopt(process, births->command.pid,
+                         births->command.pidfd > 0 ? births->command.pidfd
+                                                   : sh_pidfd_open(births->command.pid));
+            sh_isolation_adopt(isolation, process);
+            return 0;
+        }
+    }
+    int killed = undo(births);
+    if (births->holder_error) {
+        blame_holder(result, births);
+    } else if (result->error == 0) {
+        int signal = WIFSIGNALED(status) ? WTERMSIG(status) : WTERMSIG(killed);
+        result->error = ECHILD;
+        result->detail = signal;
+    }
+    return -result->error;
+}
+
+void sh_isolation_adopt(struct sh_isolation *isolation, struct sh_process *process) {
+    struct sh_birth *holder = &isolation->births->holder;
+    if (isolation->set) {
+        sh_set_join(isolation->set);
+        process->set = isolation->set;
+    }
+    if (holder->pid <= 0 || isolation->for_set)
+        return;
+    process->holder = holder->pid;
+    process->holder_pidfd =
+        sh_place_pidfd(holder->pidfd > 0 ? holder->pidfd : sh_pidfd_open(holder->pid));
+}
+
+/* ---- refusals ---- */
+
+void sh_isolation_blame(struct sh_isolation *isolation, struct sh_result *result) {
+    if (result->stage != SH_STAGE_CLONE)
+        return;
+    if (isolation->cgroup_at_birth && sh_is_cgroup_error(-result->error))
+        result->stage = SH_STAGE_CGROUP;
+    else if (isolation->by_clone)
+        result->stage = SH_STAGE_NAMESPACES;
+    else if (isolation->set && sh_set_is_dead(isolation->set)) { /* fork says ENOMEM */
+        result->stage = SH_STAGE_NAMESPACES;
+        result->error = ESRCH;
+    }
+}
+
+static void reset(struct sh_isolation *isolation) {
+    isolation->births = &isolation->own_births;
+    memset(isolation->births, 0, sizeof *isolation->births);
+    isolation->births->holder.pidfd = isolation->births->command.pidfd = -1;
+    if (isolation->by_clone)
+        isolation->births->namespaces = isolation->fresh & ~(uint32_t)(SH_NEWPID | SH_NEWUSER);
+}
+
+static int retry_cgroup(struct sh_isolation *isolation, const struct sh_result *result) {
+    if (isolation->cgroup_at_birth && (result->error == EINVAL || result->error == E2BIG)) {
+        isolation->cgroup_at_birth = 0; /* before 5.7 */
+        return 1;
+    }
+    if (!is_tolerated(isolation, SH_STAGE_CGROUP, result->error, 0))
+        return 0;
+    drop_cgroup(isolation);
+    return 1;
+}
+
+/* unshare(2) of all, else flags of clone (a filter may deny the one only), else
+ * unshare one by one, to learn which of them is refused. */
+static int retry_namespaces(struct sh_isolation *isolation, const struct sh_result *result) {
+    if (result->detail == SH_UNSHARE_REFUSED && !isolation->by_clone) {
+        isolation->by_clone = 1;
+        return 1;
+    }
+    if (isolation->by_clone) {
+        isolation->by_clone = 0;
+        isolation->one_by_one = 1;
+        return 1;
+    }
+    return 0;
+}
+
+int sh_isolation_retry(struct sh_isolation *isolation, struct sh_process *process) {
+    const struct sh_result *result = &process->result;
+    int again = 0;
+    if (result->detail == SH_SHARED_FILES_REFUSED && result->stage == SH_STAGE_FDS)
+        return 0; /* sh_start() begins anew */
+    if (result->stage == SH_STAGE_CGROUP)
+        again = retry_cgroup(isolation, result);
+    else if (result->stage == SH_STAGE_NAMESPACES && !isolation->set)
+        again = retry_namespaces(isolation, result);
+    return again;
+}
+
+void sh_isolation_begin(struct sh_isolation *isolation, struct sh_process *process) {
+    reset(isolation);
+    memset(&process->result, 0, sizeof process->result);
+}
+
+/* Where vfork is not real nobody can tell us of a holder. */
+int sh_isolation_can_fork(struct sh_isolation *isolation, struct sh_process *process) {
+    if (!isolation->intermediate)
+        return 1;
+    if (!isolation->for_set && isolation->fresh & SH_NEWPID &&
+        is_tolerated(isolation, SH_STAGE_NAMESPACES, ENOSYS, SH_NEWPID)) {
+        drop_pid_namespace(isolation);
+        reset(isolation);
+        return 1;
+    }
+    sh_refuse(process, SH_STAGE_NAMESPACES, ENOSYS, SH_NEWPID);
+    return 0;
+}

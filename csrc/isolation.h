@@ -1,0 +1,504 @@
+/* The child's stages of isolation, and the intermediate that makes holder and
+ * command. Part of spawnhelper.c: the same rules hold.
+ *
+ * A pid namespace is for children only (unshare(2)): somebody must enter it and
+ * make two of them, its pid 1 and the command. In our own thread that would
+ * need the way back to be open, and a user namespace can have no threads; so a
+ * short-lived process does it. It makes both with CLONE_PARENT: they are our
+ * children, and the command's wait status needs no translation.
+ */
+#ifndef SPAWNHELPER_ISOLATION_H
+#define SPAWNHELPER_ISOLATION_H
+
+#include <sys/mount.h>
+
+#include "net.h"
+
+static int is_tolerated(int stage) {
+    enum { FATAL, TOLERATED };
+    static const unsigned char policies[] = {
+#define SH_STAGE(name, policy) policy,
+        SH_STAGES(SH_STAGE)
+#undef SH_STAGE
+    };
+    return policies[stage] == TOLERATED;
+}
+
+/* Under best effort a failure of a tolerated stage becomes a note. */
+static void give_up(orders_t *orders, int stage, long error, int detail) {
+    volatile struct sh_result *result = orders->result;
+    if (!orders->isolation->best_effort || !is_tolerated(stage))
+        fail(orders, stage, error, detail);
+    if (result->nnotes == SH_NOTES)
+        return;
+    volatile struct sh_note *note = &result->notes[result->nnotes++];
+    note->stage = stage;
+    note->error = (int)-error;
+    note->detail = detail;
+}
+
+/* ---- cgroup ---- */
+
+static long write_zero(orders_t *orders) {
+    int file = (int)SYS(openat, orders->isolation->cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC, 0);
+    if (file < 0)
+        return file;
+    long error = SYS(write, file, "0", 1);
+    SYS(close, file);
+    return error;
+}
+
+/* Where the clone cannot: cgroup v1, kernels before 5.7. It can wait for an RCU
+ * grace period, 7 ms on an idle machine (cgroups(7) does not say so). */
+static void join_cgroup(orders_t *orders) {
+    if (orders->isolation->cgroup < 0 || orders->isolation->cgroup_at_birth)
+        return;
+    enter(orders, SH_STAGE_CGROUP);
+    long error = write_zero(orders);
+    if (error < 0)
+        give_up(orders, SH_STAGE_CGROUP, error, 0);
+}
+
+/* ---- namespaces ---- */
+
+/* The mount namespace first: without it a pid namespace could not get its /proc. */
+static void unshare_singly(orders_t *orders, uint32_t wanted) {
+    static const uint32_t flags[] = {SH_NEWNS, SH_NEWPID, SH_NEWNET, SH_NEWUTS, SH_NEWIPC};
+    struct sh_births *births = orders->isolation->births;
+    long error = 0;
+    for (unsigned i = 0; i < sizeof flags / sizeof *flags; i++) {
+        if (!(wanted & flags[i]))
+            continue;
+        if (flags[i] != SH_NEWPID || births->namespaces & SH_NEWNS)
+            error = SYS(unshare, flags[i]);
+        if (error < 0)
+            give_up(orders, SH_STAGE_NAMESPACES, error, (int)flags[i]);
+        else
+            births->namespaces |= flags[i];
+    }
+}
+
+static void unshare_namespaces(orders_t *orders, uint32_t wanted) {
+    const struct sh_isolation *isolation = orders->isolation;
+    wanted &= ~isolation->births->namespaces;
+    if (!wanted)
+        return;
+    enter(orders, SH_STAGE_NAMESPACES);
+    if (isolation->one_by_one) {
+        unshare_singly(orders, wanted);
+        return;
+    }
+    long error = SYS(unshare, wanted);
+    if (error < 0)
+        fail(orders, SH_STAGE_NAMESPACES, error, SH_UNSHARE_REFUSED);
+    isolation->births->namespaces |= wanted;
+}
+
+/* setns(2) into a mount namespace moves root and cwd to its root, which is
+ * outside a chroot that its creator lived in. */
+static void move_into_root(orders_t *orders, const char *cwd) {
+    long error = SYS(fchdir, orders->isolation->set->root);
+    if (error == 0)
+        error = SYS(chroot, ".");
+    if (error < 0)
+        fail(orders, SH_STAGE_NAMESPACES, error, SH_NEWNS);
+    const char *asked = orders->request->cwd;
+    if (asked && asked[0] == '/')
+        return;
+    error = SYS(chdir, cwd);
+    if (error < 0)
+        fail(orders, SH_STAGE_CHDIR, error, 0);
+}
+
+static const uint32_t namespace_flags[] = {
+#define SH_NAMESPACE(name, file) SH_NEW##name,
+    SH_NAMESPACES(SH_NAMESPACE)
+#undef SH_NAMESPACE
+};
+
+static void enter_namespace(orders_t *orders, int which) {
+    const struct sh_set *set = orders->isolation->set;
+    if (set->fds[which] < 0)
+        return;
+    long error = SYS(setns, set->fds[which], namespace_flags[which]);
+    if (error < 0)
+        fail(orders, SH_STAGE_NAMESPACES, error, (int)namespace_flags[which]);
+}
+
+/* Explicitly given, so never entered in part: best effort does not apply. */
+static void enter_set(orders_t *orders) {
+    const struct sh_set *set = orders->isolation->set;
+    char cwd[4096];
+    if (!set)
+        return;
+    enter(orders, SH_STAGE_NAMESPACES);
+    if (set->root >= 0) {
+        long error = SYS(getcwd, cwd, sizeof cwd);
+        if (error < 0)
+            fail(orders, SH_STAGE_CHDIR, error, 0);
+    }
+    for (int which = SH_NAMESPACE_NET; which < SH_NAMESPACE_COUNT; which++)
+        enter_namespace(orders, which);
+    if (set->root >= 0)
+        move_into_root(orders, cwd);
+}
+
+/* ---- mounts ---- */
+
+static int own_pid(void) { return (int)SYS(getpid); }
+
+static long make_slave(void) { return SYS(mount, 0, "/", 0, MS_REC | MS_SLAVE, 0); }
+
+/* Below a chroot that is no mount point "/" names no mount. Entering the own
+ * mount namespace leads to its real root (setns(2)), from which it does; then back. */
+static long make_slave_from_outside(void) {
+    long error = -EINVAL;
+    int self = (int)SYS(openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
+    int root = (int)SYS(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    int cwd = (int)SYS(openat, AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    if (self < 0) /* no /proc in the chroot: pidfd_open is for our own pid, too */
+        self = (int)SYS(pidfd_open, own_pid(), 0);
+    if (self >= 0 && root >= 0 && cwd >= 0 && SYS(setns, self, SH_NEWNS) == 0) {
+        error = make_slave();
+        if (SYS(fchdir, root) < 0 || SYS(chroot, ".") < 0 || SYS(fchdir, cwd) < 0)
+            leave(); /* outside the chroot: it must not go on */
+    }
+    SYS(close, self);
+    SYS(close, root);
+    SYS(close, cwd);
+    return error;
+}
+
+/* Mounts made inside stay inside; what the host mounts later arrives. */
+static int stop_propagation(orders_t *orders) {
+    if (!(orders->isolation->births->namespaces & SH_NEWNS))
+        return 1;
+    enter(orders, SH_STAGE_PROPAGATION);
+    long error = make_slave();
+    if (error == -EINVAL)
+        error = make_slave_from_outside();
+    if (error < 0)
+        give_up(orders, SH_STAGE_PROPAGATION, error, 0);
+    return error == 0;
+}
+
+/* Only over a tree that is known not to propagate. */
+static void mount_proc(orders_t *orders, int contained) {
+    if (!(orders->isolation->births->namespaces & SH_NEWPID))
+        return;
+    enter(orders, SH_STAGE_PROC);
+    long error = -EPERM;
+    if (contained)
+        error = SYS(mount, "proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
+    if (error < 0)
+        fail(orders, SH_STAGE_PROC, error, 0);
+}
+
+/* ---- network ---- */
+
+/* The host's own name often has no address inside. */
+static void name_host(orders_t *orders) {
+    if (!(orders->isolation->births->namespaces & SH_NEWUTS))
+        return;
+    enter(orders, SH_STAGE_HOSTNAME);
+    long error = SYS(sethostname, "localhost", 9);
+    if (error < 0)
+        give_up(orders, SH_STAGE_HOSTNAME, error, 0);
+}
+
+static void raise_loopback(orders_t *orders) {
+    if (!(orders->isolation->births->namespaces & SH_NEWNET))
+        return;
+    enter(orders, SH_STAGE_LOOPBACK);
+    long error = sh_net_raise_loopback();
+    if (error < 0)
+        give_up(orders, SH_STAGE_LOOPBACK, error, 0);
+}
+
+/* ---- the whole ---- */
+
+/* The holder must know the command by its number in this namespace, whichever it is. */
+static void tell_holder(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    if (isolation->for_set || isolation->births->holder.pid <= 0)
+        return;
+    int32_t pid = own_pid();
+    write_all(isolation->line[1], (const char *)&pid, sizeof pid);
+}
+
+static void furnish(orders_t *orders) {
+    int contained = stop_propagation(orders);
+    mount_proc(orders, contained);
+    name_host(orders);
+    raise_loopback(orders);
+}
+
+static void isolate(orders_t *orders) {
+    if (!orders->isolation)
+        return;
+    join_cgroup(orders);
+    tell_holder(orders);
+    enter_set(orders);
+    unshare_namespaces(orders, orders->isolation->fresh);
+    furnish(orders);
+}
+
+/* kill(0, …) and terminal signals from inside reach nobody outside, and the reverse. */
+static void start_session(orders_t *orders) {
+    if (!(orders->request->flags & SH_NEW_SESSION))
+        return;
+    long error = SYS(setsid);
+    if (error < 0)
+        fail(orders, SH_STAGE_CLONE, error, 0);
+}
+
+/* ---- making processes that share this memory ---- */
+
+#ifdef SH_HAVE_CLONE3_ENTRY
+
+static uint64_t birth_flags(orders_t *orders) {
+    uint64_t flags = CLONE_VM | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID | CLONE_PIDFD;
+    if (orders->isolation->cgroup_at_birth)
+        flags |= SH_CLONE_INTO_CGROUP;
+    return flags;
+}
+
+/* With clone(2) pid and pidfd would share an argument; our parent opens the pidfd. */
+static long clone_old(orders_t *orders, uint64_t flags, struct sh_birth *birth, char *top,
+                      void (*entry)(void *)) {
+    flags &= ~(uint64_t)(CLONE_PIDFD | SH_CLONE_CLEAR_SIGHAND | SH_CLONE_INTO_CGROUP);
+    return sh_clone((unsigned long)flags, top, &birth->pid, &birth->busy, entry, (void *)orders);
+}
+
+static long give_birth(orders_t *orders, uint64_t flags, struct sh_birth *birth, char *top,
+                       void (*entry)(void *)) {
+    const struct sh_isolation *isolation = orders->isolation;
+    struct sh_clone_args args;
+    sh_net_zero(&args, sizeof args);
+    flags |= birth_flags(orders);
+    args.flags = flags;
+    args.pidfd = (uintptr_t)&birth->pidfd;
+    args.parent_tid = (uintptr_t)&birth->pid;
+    args.child_tid = (uintptr_t)&birth->busy;
+    args.stack = (uintptr_t)(top - isolation->stack_size);
+    args.stack_size = isolation->stack_size;
+    if (isolation->cgroup_at_birth)
+        args.cgroup = (uint64_t)isolation->cgroup;
+    birth->busy = 1; /* cleared by the kernel when the memory is ours again */
+    long pid = isolation->clone3 ? sh_clone3(&args, sizeof args, entry, (void *)orders)
+                                 : clone_old(orders, flags, birth, top, entry);
+    if (pid < 0) {
+        birth->busy = 0;
+        birth->pid = 0;
+    }
+    return pid;
+}
+
+#else
+
+static long give_birth(orders_t *orders, uint64_t flags, struct sh_birth *birth, char *top,
+                       void (*entry)(void *)) {
+    (void)orders, (void)flags, (void)birth, (void)top, (void)entry;
+    return -ENOSYS; /* docs/kernels.md: no pid namespaces on this architecture */
+}
+
+#endif
+
+/* A refused clone names what it was refused for. */
+static int stage_of_clone(orders_t *orders, long error, uint64_t flags) {
+    if (orders->isolation->cgroup_at_birth && sh_is_cgroup_error(error))
+        return SH_STAGE_CGROUP;
+    return flags & SH_NEWPID ? SH_STAGE_NAMESPACES : SH_STAGE_CLONE;
+}
+
+/* ---- the holder, before it is exec'd ---- */
+
+_Noreturn static void fail_holder(orders_t *orders, int stage, long error) {
+    struct sh_births *births = orders->isolation->births;
+    births->holder_stage = stage;
+    births->holder_error = (int)-error;
+    leave();
+}
+
+/* The kernel then reaps its children by itself, orphans included. */
+static void ignore_children(void) {
+    struct sh_sigaction action;
+    action.handler = SIG_IGN;
+    action.flags = 0;
+    action.restorer = 0;
+    action.mask = 0;
+    SYS(rt_sigaction, SIGCHLD, &action, 0, sizeof action.mask);
+}
+
+/* The copy of a large table is saved, where the holder can detach from it. */
+static int shares_files(orders_t *orders) {
+    return !(orders->avoid & (SH_AVOID_CLOSE_RANGE | SH_AVOID_SHARED_FILES));
+}
+
+/* A table of its own, with the owner on 0, the line on 1, the program on 2. */
+static void arrange_holder_fds(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    long error = 0;
+    if (shares_files(orders)) {
+        error = SYS(close_range, isolation->highest + 1, ~0U, SH_CLOSE_RANGE_UNSHARE);
+        if (error < 0)
+            error = SYS(unshare, CLONE_FILES);
+    }
+    if (error >= 0)
+        error = SYS(dup3, isolation->owner, 0, 0);
+    if (error >= 0)
+        error = SYS(dup3, isolation->line[0], 1, 0);
+    if (error >= 0)
+        error = SYS(dup3, isolation->program, 2, O_CLOEXEC);
+    if (error >= 0)
+        error = close_span(orders, 3, INT32_MAX);
+    if (error < 0)
+        fail_holder(orders, SH_STAGE_FDS, error);
+}
+
+/* By descriptor: the path may lie outside a chroot, or beyond the caller's rights. */
+static void become_holder(void *argument) {
+    orders_t *orders = argument;
+    const struct sh_isolation *isolation = orders->isolation;
+    static const char name[] = "spawnhelper";
+    const char *argv[2], *env[1];
+    argv[0] = name;
+    argv[1] = env[0] = 0;
+    ignore_children();
+    SYS(setsid);
+    if (isolation->cgroup >= 0 && !isolation->cgroup_at_birth)
+        write_zero(orders); /* the command says what is wrong */
+    if (isolation->for_set)
+        furnish(orders);
+    arrange_holder_fds(orders);
+    SYS(chdir, "/");
+    long error = SYS(execveat, 2, "", argv, env, SH_AT_EMPTY_PATH);
+    fail_holder(orders, SH_STAGE_NAMESPACES, error);
+}
+
+/* In one-shot sets it execs while the command is under way. */
+long sh_make_holder(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    uint64_t flags = 0;
+    if (isolation->intermediate)
+        flags |= CLONE_PARENT;
+    if (isolation->for_set || !isolation->intermediate)
+        flags |= CLONE_VFORK;
+    if (shares_files(orders))
+        flags |= CLONE_FILES;
+    if (isolation->by_clone && isolation->fresh & SH_NEWPID)
+        flags |= SH_NEWPID;
+    struct sh_birth *holder = &isolation->births->holder;
+    long pid = give_birth(orders, flags, holder, isolation->holder_stack, become_holder);
+    if (pid < 0)
+        return pid;
+    isolation->births->namespaces |= isolation->fresh & SH_NEWPID;
+    return 0;
+}
+
+/* ---- the intermediate ---- */
+
+static void obtain_pid_namespace(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    if (isolation->set) {
+        enter(orders, SH_STAGE_NAMESPACES);
+        enter_namespace(orders, SH_NAMESPACE_USER);
+        enter_namespace(orders, SH_NAMESPACE_PID);
+        return;
+    }
+    if (isolation->by_clone)
+        return; /* the clones have made, or will make, what is asked for */
+    int all = isolation->one_by_one || isolation->for_set;
+    unshare_namespaces(orders, all ? isolation->fresh : isolation->fresh & SH_NEWPID);
+}
+
+/* With unshare denied only the holder was born into the pid namespace. */
+static void follow_holder(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    int pidfd = isolation->births->holder.pidfd;
+    long own = -1;
+    if (pidfd < 0)
+        own = pidfd = (int)SYS(pidfd_open, isolation->births->holder.pid, 0);
+    long error = pidfd < 0 ? pidfd : SYS(setns, pidfd, SH_NEWPID);
+    if (own >= 0)
+        SYS(close, own);
+    if (error < 0)
+        fail(orders, SH_STAGE_NAMESPACES, error, SH_NEWPID);
+}
+
+static void make_holder(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    int pid_wanted = isolation->by_clone ? isolation->fresh & SH_NEWPID
+                                         : isolation->births->namespaces & SH_NEWPID;
+    if (isolation->set || (!pid_wanted && !isolation->for_set))
+        return;
+    long error = sh_make_holder(orders);
+    if (error < 0)
+        fail(orders, stage_of_clone(orders, error, isolation->fresh), error, SH_NEWPID);
+    if (isolation->by_clone && pid_wanted)
+        follow_holder(orders);
+}
+
+/* Opened by a member: /proc/PID/ns of the holder would be a matter of ptrace
+ * rights, which a caller with few capabilities has not over an exec'd holder.
+ * The directory is opened before the holder mounts its own /proc. */
+static void keep_set(orders_t *orders, int directory) {
+    static const char *const names[] = {
+#define SH_NAMESPACE(name, file) file,
+        SH_NAMESPACES(SH_NAMESPACE)
+#undef SH_NAMESPACE
+    };
+    const struct sh_isolation *isolation = orders->isolation;
+    for (int i = 0; i < SH_NAMESPACE_COUNT; i++) {
+        if (!(isolation->births->namespaces & namespace_flags[i]))
+            continue;
+        long fd = -1; /* no /proc: our parent takes the holder's pidfd (setns(2), 5.8) */
+        if (directory >= 0)
+            fd = SYS(openat, directory, names[i], O_RDONLY | O_CLOEXEC, 0);
+        if (fd < 0 && directory >= 0)
+            fail(orders, SH_STAGE_NAMESPACES, fd, (int)namespace_flags[i]);
+        isolation->made->fds[i] = (int)fd;
+    }
+    if (!(isolation->births->namespaces & SH_NEWNS))
+        return;
+    long root = SYS(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    if (root < 0)
+        fail(orders, SH_STAGE_NAMESPACES, root, SH_NEWNS);
+    isolation->made->root = (int)root;
+}
+
+static void become_command(void *orders) {
+    sh_child_prepare(orders);
+    sh_child_execute(orders);
+}
+
+static void make_command(orders_t *orders) {
+    uint64_t flags = CLONE_VFORK | CLONE_PARENT | SH_CLONE_CLEAR_SIGHAND;
+    const struct sh_isolation *isolation = orders->isolation;
+    if (orders->shared_files >= 0)
+        flags |= CLONE_FILES;
+    enter(orders, SH_STAGE_CLONE);
+    struct sh_birth *command = &isolation->births->command;
+    long pid = give_birth(orders, flags, command, isolation->command_stack, become_command);
+    if (pid < 0)
+        fail(orders, stage_of_clone(orders, pid, 0), pid, 0);
+}
+
+void sh_intermediate(void *argument) {
+    orders_t *orders = argument;
+    int directory = -1;
+    if (orders->isolation->for_set)
+        directory =
+            (int)SYS(openat, AT_FDCWD, "/proc/self/ns", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    obtain_pid_namespace(orders);
+    make_holder(orders);
+    if (orders->isolation->for_set)
+        keep_set(orders, directory);
+    else
+        make_command(orders);
+    if (directory >= 0)
+        SYS(close, directory);
+    leave();
+}
+
+#endif

@@ -1,0 +1,269 @@
+/* Namespace sets that serve many commands, and holders that outlive their handle. */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "parent.h"
+#include "state.h"
+#include "sys.h"
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+static void lock(struct sh_set *set) { sh_lock((_Atomic uint32_t *)&set->lock); }
+static void unlock(struct sh_set *set) { sh_unlock((_Atomic uint32_t *)&set->lock); }
+
+/* ---- holders to be reaped later ---- */
+
+int sh_reap_holder(int pidfd) {
+    siginfo_t info = {0};
+    long error = SYS(waitid, P_PIDFD, pidfd, &info, WEXITED | WNOHANG | __WALL, NULL);
+    return error < 0 ? error != -EINTR : info.si_pid != 0; /* ECHILD: somebody else did */
+}
+
+void sh_kill_holder(int pidfd) { SYS(pidfd_send_signal, pidfd, SIGKILL, NULL, 0); }
+
+struct sh_orphan {
+    struct sh_orphan *next;
+    int pidfd;
+};
+
+static void push(struct sh_orphan *orphan) {
+    orphan->next = atomic_load(&sh_state.orphans);
+    while (!atomic_compare_exchange_weak(&sh_state.orphans, &orphan->next, orphan))
+        ;
+}
+
+/* It ends by itself, with its command. */
+void sh_reap_later(int pidfd) {
+    struct sh_orphan *orphan = sh_reap_holder(pidfd) ? NULL : malloc(sizeof *orphan);
+    if (!orphan) {
+        sh_close_pidfd(pidfd);
+        return;
+    }
+    orphan->pidfd = pidfd;
+    push(orphan);
+}
+
+void sh_reap_orphans(void) {
+    if (!atomic_load_explicit(&sh_state.orphans, memory_order_relaxed))
+        return;
+    struct sh_orphan *orphan = atomic_exchange(&sh_state.orphans, NULL);
+    while (orphan) {
+        struct sh_orphan *next = orphan->next;
+        if (sh_reap_holder(orphan->pidfd)) {
+            sh_close_pidfd(orphan->pidfd);
+            free(orphan);
+        } else {
+            push(orphan);
+        }
+        orphan = next;
+    }
+}
+
+/* ---- preparing ---- */
+
+static void close_fds(struct sh_set *set) {
+    for (int i = 0; i < SH_NAMESPACE_COUNT; i++) {
+        if (set->fds[i] >= 0 && set->fds[i] != set->holder_pidfd)
+            SYS(close, set->fds[i]);
+        set->fds[i] = -1;
+    }
+    if (set->root >= 0)
+        SYS(close, set->root);
+    if (set->line >= 0)
+        SYS(close, set->line);
+    set->root = set->line = -1;
+}
+
+static struct sh_set *allocate(void) {
+    struct sh_set *set = calloc(1, sizeof *set);
+    if (!set)
+        return NULL;
+    for (int i = 0; i < SH_NAMESPACE_COUNT; i++)
+        set->fds[i] = -1;
+    set->root = set->line = -1;
+    set->users = 1;
+    set->forks = sh_state.forks;
+    return set;
+}
+
+/* Long-lived descriptors stay clear of 0, 1 and 2, which the program may have closed. */
+static void settle_fds(struct sh_set *set) {
+    for (int i = 0; i < SH_NAMESPACE_COUNT; i++) {
+        if (!(set->namespaces & sh_namespace_flags[i]))
+            continue;
+        set->fds[i] = set->fds[i] < 0 ? set->holder_pidfd : sh_off_standard(set->fds[i]);
+    }
+    set->root = sh_off_standard(set->root);
+}
+
+struct sh_set *sh_set_new(void) { return allocate(); }
+
+int sh_set_open(struct sh_set *set, uint32_t namespaces, int best_effort) {
+    struct sh_request request = {
+        .argv = "",
+        .env = "",
+        .flags = SH_STANDARD_FDS | (best_effort ? SH_BEST_EFFORT : 0),
+        .namespaces = namespaces,
+    };
+    struct sh_process process = {0};
+    sh_sweep();
+    sh_reap_orphans();
+    int error = sh_start_set(&request, &process, set);
+    set->result = process.result;
+    if (error < 0) {
+        close_fds(set);
+        set->closed = 1;
+        return error;
+    }
+    settle_fds(set);
+    return 0;
+}
+
+void sh_set_take(struct sh_set *set, struct sh_isolation *isolation) {
+    struct sh_birth *holder = &isolation->births->holder;
+    set->namespaces = isolation->births->namespaces;
+    set->holder = holder->pid;
+    set->holder_pidfd =
+        sh_place_pidfd(holder->pidfd > 0 ? holder->pidfd : sh_pidfd_open(holder->pid));
+    set->line = isolation->line[1];
+    isolation->line[1] = -1;
+}
+
+/* ---- using ---- */
+
+int sh_set_mine(const struct sh_set *set) { return set->forks == sh_state.forks; }
+
+int sh_set_is_dead(const struct sh_set *set) {
+    struct pollfd fd = {.fd = set->holder_pidfd, .events = POLLIN};
+    struct timespec none = {0, 0};
+    return SYS(ppoll, &fd, 1, &none, NULL, 0) > 0;
+}
+
+int sh_set_use(struct sh_set *set) {
+    if (!sh_set_mine(set))
+        return -EPERM;
+    lock(set);
+    int error = set->closed ? -EBADF : 0;
+    if (error == 0 && sh_set_is_dead(set))
+        error = -ESRCH;
+    if (error == 0) {
+        set->users++;
+        set->starts++;
+    }
+    unlock(set);
+    return error;
+}
+
+/* Under the lock. */
+static void settle(struct sh_set *set) {
+    if (!set->closed || set->starts > 0)
+        return;
+    close_fds(set);
+    if (set->commands > 0 || set->holder == 0)
+        return;
+    sh_reap_later(set->holder_pidfd);
+    set->holder = set->holder_pidfd = 0;
+}
+
+/* Unlocks, too. */
+static void let_go(struct sh_set *set) {
+    int last = --set->users == 0;
+    unlock(set);
+    if (last)
+        free(set);
+}
+
+void sh_set_unuse(struct sh_set *set) {
+    lock(set);
+    set->starts--;
+    settle(set);
+    let_go(set);
+}
+
+void sh_set_join(struct sh_set *set) {
+    lock(set);
+    set->users++;
+    set->commands++;
+    unlock(set);
+}
+
+/* The last command's handle takes the holder of a closed set along. */
+void sh_set_leave(struct sh_set *set, struct sh_process *process) {
+    lock(set);
+    set->commands--;
+    if (process->state == SH_GIVEN)
+        set->given++;
+    else if (set->closed && set->commands == 0 && set->starts == 0 && set->given == 0 &&
+             set->holder > 0) {
+        process->holder = set->holder;
+        process->holder_pidfd = set->holder_pidfd;
+        set->holder = set->holder_pidfd = 0;
+    }
+    settle(set);
+    let_go(set);
+}
+
+/* ---- closing ---- */
+
+static int begin_close(struct sh_set *set) {
+    lock(set);
+    if (set->closed) {
+        unlock(set);
+        return set->holder_pidfd;
+    }
+    set->closed = 1;
+    int pidfd = set->holder_pidfd;
+    if (!sh_set_mine(set)) {
+        close_fds(set);
+        if (pidfd > 0)
+            SYS(close, pidfd);
+        set->holder = set->holder_pidfd = pidfd = 0;
+    } else {
+        sh_kill_holder(pidfd);
+        if (set->commands > 0 || set->given > 0 || set->starts > 0) {
+            pidfd = 0;
+            settle(set);
+        }
+    }
+    unlock(set);
+    return pidfd;
+}
+
+/* With commands still to be reaped the holder cannot finish (zap_pid_ns_processes):
+ * then nobody waits for it here. */
+int sh_set_close(struct sh_set *set) {
+    int pidfd = begin_close(set);
+    if (pidfd <= 0 || set->commands > 0 || set->given > 0 || set->starts > 0)
+        return 1;
+    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+    struct timespec slice = {.tv_nsec = SH_SLICE_NSEC};
+    if (SYS(ppoll, &fd, 1, &slice, NULL, 0) <= 0)
+        return 0;
+    lock(set);
+    if (set->holder > 0 && sh_reap_holder(set->holder_pidfd)) {
+        close_fds(set);
+        sh_close_pidfd(set->holder_pidfd);
+        set->holder = set->holder_pidfd = 0;
+    }
+    int done = set->holder == 0;
+    unlock(set);
+    return done;
+}
+
+int sh_set_drop(struct sh_set *set) {
+    int open = !set->closed && sh_set_mine(set);
+    if (open)
+        begin_close(set);
+    lock(set);
+    if (sh_set_mine(set))
+        settle(set);
+    let_go(set);
+    return open;
+}

@@ -1,0 +1,137 @@
+"""Namespace sets that serve many commands."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Literal
+
+from . import _core
+from ._errors import IsolationWarning, Note
+from ._request import Isolation
+
+IsolationPolicy = Literal["required", "best-effort"]
+
+
+def to_best_effort(policy: str) -> bool:
+    """Whether failures may be tolerated.
+
+    Raises:
+        ValueError: neither of the two words.
+    """
+    if policy not in ("required", "best-effort"):
+        raise ValueError(f"isolation: {policy!r} is neither 'required' nor 'best-effort'")
+    return policy == "best-effort"
+
+
+def warn(notes: tuple[Note, ...], stacklevel: int) -> None:
+    """One warning for all notes of a call, if there are any."""
+    if notes:
+        text = "; ".join(map(str, notes))
+        warnings.warn(f"less isolated than asked: {text}", IsolationWarning, stacklevel + 1)
+
+
+class Namespaces:
+    """A prepared set of namespaces: ``spawn(command, namespaces=set)`` enters it.
+
+    Making a set costs a hundred times more than entering one, and the kernel
+    cleans up only about a thousand network namespaces per second. Any number
+    of commands may run in a set at once, started by any thread. What a command
+    leaves behind in a pid namespace lives until ``close()``, or the end of
+    this process, kills it; so do mounts, addresses and shared memory.
+
+    A small program, the holder, keeps the set alive and is pid 1 of its pid
+    namespace (pid_namespaces(7)). It ends with this process, however that ends.
+
+    Args:
+        net: network and UTS namespace: lo is up with 127.0.0.1, ::1, 10.0.0.1/8
+            and, where the kernel has IPv6, fd::1/8; the host is called localhost.
+        ipc: System V IPC and POSIX message queues (ipc_namespaces(7)).
+        mount: mount namespace whose mounts receive the host's, and send none
+            (MS_SLAVE, mount_namespaces(7)).
+        pid: pid namespace with a /proc of its own; implies ``mount``.
+        isolation: ``"required"``, or ``"best-effort"``: what ``spawn()`` would
+            tolerate becomes ``notes`` and one ``IsolationWarning``.
+
+    Raises:
+        SpawnError: a step failed; its ``stage`` says which, its text what to do.
+        ValueError: nothing is asked for, or an unknown policy.
+    """
+
+    __slots__ = ("__weakref__", "_set", "_wanted")
+
+    def __init__(
+        self,
+        net: bool = False,
+        ipc: bool = False,
+        mount: bool = False,
+        pid: bool = False,
+        *,
+        isolation: IsolationPolicy = "required",
+    ) -> None:
+        wanted = Isolation(
+            bool(net), bool(ipc), bool(mount), bool(pid), best_effort=to_best_effort(isolation)
+        )
+        if not any(wanted[:4]):
+            raise ValueError("Namespaces: ask for at least one of net, ipc, mount and pid")
+        self._wanted = wanted
+        self._set = _core.open_set(wanted)
+        try:
+            warn(self.notes, 2)
+        except BaseException:  # the warning is an error here
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The holder's process id, for nsenter(1); -1 when closed."""
+        return _core.set_facts(self._set)[0]
+
+    @property
+    def pidfd(self) -> int:
+        """The holder's pidfd, close-on-exec, readable when the set has ended; -1 when closed.
+
+        It belongs to this object: duplicate it to keep it.
+        """
+        return _core.set_facts(self._set)[1]
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called."""
+        return bool(self._set.closed)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What best effort tolerated when the set was made."""
+        return _core.notes(self._set)
+
+    def close(self) -> None:
+        """End the set: everything in its pid namespace is killed.
+
+        When it returns it is gone, unless a command was started into it whose
+        end has not been waited for: then that wait is what waits for the rest.
+        In a process forked from the owner only this process's descriptors are
+        closed.
+        """
+        _core.close_set(self._set)
+
+    def __enter__(self) -> Namespaces:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        names = [name for name in Isolation._fields[:4] if getattr(self._wanted, name)]
+        if self.closed:
+            state = "closed"
+        elif self.pid < 0:
+            state = "of another process"
+        else:
+            state = "dead" if _core.set_is_dead(self._set) else f"holder {self.pid}"
+        return f"<{type(self).__name__} {' '.join(names)} {state}>"
