@@ -8,11 +8,12 @@ import re
 
 from ._stages import Stage
 
-_CAP_SYS_ADMIN = 21  # linux/capability.h
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_CHROOT": 18, "CAP_SYS_ADMIN": 21}
 
+_MOUNT = 0x00020000
 # clone(2)'s flag -> the name in spawn() and in /proc/sys/user
 _NAMESPACES = {
-    0x00020000: ("mount", "mnt"),
+    _MOUNT: ("mount", "mnt"),
     0x04000000: ("uts", "uts"),
     0x08000000: ("ipc", "ipc"),
     0x10000000: ("user", "user"),
@@ -80,11 +81,12 @@ def _status() -> dict[str, str]:
         return {}
 
 
-def _who_refuses(call: str) -> str:
+def _who_refuses(call: str, *needed: str) -> str:
     status = _status()
     capabilities = int(status.get("CapEff", "0"), 16)
-    if not capabilities >> _CAP_SYS_ADMIN & 1:
-        return f"{call} needs CAP_SYS_ADMIN, which this process lacks"
+    for name in needed:
+        if not capabilities >> _CAPABILITIES[name] & 1:
+            return f"{call} needs {name}, which this process lacks"
     if status.get("Seccomp", "0") != "0":
         return f"a seccomp filter denies {call}, as containers' default profiles do"
     return f"a security module or the user namespace that this is part of denies {call}"
@@ -98,7 +100,8 @@ def _limit(flag: int) -> str:
 
 def _of_namespaces(error: int, detail: int) -> str | None:
     if error == errno.EPERM:
-        return _who_refuses("making or entering namespaces")
+        entering_root = ("CAP_SYS_CHROOT",) if detail == _MOUNT else ()
+        return _who_refuses("making or entering namespaces", "CAP_SYS_ADMIN", *entering_root)
     if error == errno.ENOSPC:
         return _limit(detail)
     if error == errno.EINVAL:
@@ -107,16 +110,16 @@ def _of_namespaces(error: int, detail: int) -> str | None:
 
 
 _CALLS = {
-    Stage.PROPAGATION: "mount(2)",
-    Stage.PROC: "mount(2)",
-    Stage.HOSTNAME: "sethostname(2)",
-    Stage.LOOPBACK: "rtnetlink(7)",
+    Stage.PROPAGATION: ("mount(2)", "CAP_SYS_ADMIN"),
+    Stage.PROC: ("mount(2)", "CAP_SYS_ADMIN"),
+    Stage.HOSTNAME: ("sethostname(2)", "CAP_SYS_ADMIN"),
+    Stage.LOOPBACK: ("raising lo", "CAP_NET_ADMIN"),
 }
 
 
 def _of_refusal(stage: Stage) -> str | None:
     call = _CALLS.get(stage)
-    return None if call is None else _who_refuses(call)
+    return None if call is None else _who_refuses(*call)
 
 
 def remedy(stage: Stage, error: int, detail: int, program: str | bytes) -> str | None:

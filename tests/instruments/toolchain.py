@@ -28,6 +28,8 @@ CORE = [
         "pidfds.c",
         "drop.c",
         "fdplan.c",
+        "isolate.c",
+        "sets.c",
         "spawnhelper.c",
     ),
 ]
