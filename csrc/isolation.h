@@ -94,6 +94,11 @@ static void unshare_namespaces(orders_t *orders, uint32_t wanted) {
     isolation->births->namespaces |= wanted;
 }
 
+static int needs_cwd(orders_t *orders) {
+    const char *asked = orders->request->cwd;
+    return !asked || asked[0] != '/';
+}
+
 /* setns(2) into a mount namespace moves root and cwd to its root, which is
  * outside a chroot that its creator lived in. */
 static void move_into_root(orders_t *orders, const char *cwd) {
@@ -102,8 +107,7 @@ static void move_into_root(orders_t *orders, const char *cwd) {
         error = SYS(chroot, ".");
     if (error < 0)
         fail(orders, SH_STAGE_NAMESPACES, error, SH_NEWNS);
-    const char *asked = orders->request->cwd;
-    if (asked && asked[0] == '/')
+    if (!needs_cwd(orders))
         return;
     error = SYS(chdir, cwd);
     if (error < 0)
@@ -132,7 +136,7 @@ static void enter_set(orders_t *orders) {
     if (!set)
         return;
     enter(orders, SH_STAGE_NAMESPACES);
-    if (set->root >= 0) {
+    if (set->root >= 0 && needs_cwd(orders)) {
         long error = SYS(getcwd, cwd, sizeof cwd);
         if (error < 0)
             fail(orders, SH_STAGE_CHDIR, error, 0);

@@ -212,21 +212,17 @@ void sh_set_leave(struct sh_set *set, struct sh_process *process) {
 
 /* ---- closing ---- */
 
+/* The pidfd to wait for, or 0. */
 static int begin_close(struct sh_set *set) {
+    int pidfd = 0;
     lock(set);
-    if (set->closed) {
-        unlock(set);
-        return set->holder_pidfd;
-    }
-    set->closed = 1;
-    int pidfd = set->holder_pidfd;
     if (!sh_set_mine(set)) {
-        close_fds(set);
-        if (pidfd > 0)
-            SYS(close, pidfd);
-        set->holder = set->holder_pidfd = pidfd = 0;
+        set->closed = 1; /* the numbers may be anybody's in this process */
     } else {
-        sh_kill_holder(pidfd);
+        pidfd = set->holder_pidfd;
+        if (!set->closed)
+            sh_kill_holder(pidfd);
+        set->closed = 1;
         if (set->commands > 0 || set->given > 0 || set->starts > 0) {
             pidfd = 0;
             settle(set);
@@ -240,7 +236,7 @@ static int begin_close(struct sh_set *set) {
  * then nobody waits for it here. */
 int sh_set_close(struct sh_set *set) {
     int pidfd = begin_close(set);
-    if (pidfd <= 0 || set->commands > 0 || set->given > 0 || set->starts > 0)
+    if (pidfd <= 0)
         return 1;
     struct pollfd fd = {.fd = pidfd, .events = POLLIN};
     struct timespec slice = {.tv_nsec = SH_SLICE_NSEC};

@@ -70,7 +70,8 @@ async def wait_for_end(handle: Any) -> None:
         await wait_readable(fd)
     finally:
         os.close(fd)
-    _core.reap(handle)
+    if not _core.reap(handle):  # what it has left takes a moment to die
+        await _look_repeatedly(handle)
 
 
 async def _look_repeatedly(handle: Any) -> None:

@@ -110,8 +110,7 @@ class Namespaces:
 
         When it returns it is gone, unless a command was started into it whose
         end has not been waited for: then that wait is what waits for the rest.
-        In a process forked from the owner only this process's descriptors are
-        closed.
+        In a process forked from the owner it ends nothing.
         """
         _core.close_set(self._set)
 
