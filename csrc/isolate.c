@@ -173,7 +173,7 @@ static int open_set(struct sh_isolation *isolation, struct sh_set *set) {
     note_highest(isolation, set->root);
     if (set->namespaces & SH_NEWPID && !(set->namespaces & SH_NEWUSER))
         open_way_back(isolation);
-    if (!(set->namespaces & (SH_NEWPID | SH_NEWUSER)) || isolation->home >= 0)
+    if (!(set->namespaces & SH_NEWPID) || isolation->home >= 0)
         return 0;
     if (isolation->forks)
         return -EPERM;
@@ -186,6 +186,8 @@ static int open_set(struct sh_isolation *isolation, struct sh_set *set) {
 static int open_fresh(struct sh_isolation *isolation) {
     if (!(isolation->fresh & SH_NEWPID) && !isolation->for_set)
         return 0;
+    if (isolation->forks && isolation->fresh & SH_NEWUSER)
+        return -EINVAL; /* a thread of a program with others cannot (unshare(2)) */
     if (isolation->forks) {
         open_way_back(isolation);
         if (isolation->home < 0)
@@ -211,6 +213,8 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
     isolation->fresh = request->namespaces;
     isolation->best_effort = (request->flags & SH_BEST_EFFORT) != 0;
     isolation->forks = isolation->one_by_one = forks;
+    isolation->uid = geteuid();
+    isolation->gid = getegid();
     isolation->made = made;
     isolation->for_set = made != NULL;
     isolation->cgroup = isolation->home = isolation->owner = isolation->program = -1;
@@ -361,6 +365,8 @@ int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *pro
     struct sh_result *result = &process->result;
     int status = sh_reap_failed(pid, -1);
     result->started = 1;
+    if (births->directory >= 0)
+        SYS(close, births->directory);
     if (is_done(isolation, result, status)) {
         await_departure(&births->command);
         await_departure(&births->holder);
@@ -416,8 +422,9 @@ static void reset(struct sh_isolation *isolation) {
     isolation->births = &isolation->own_births;
     memset(isolation->births, 0, sizeof *isolation->births);
     isolation->births->holder.pidfd = isolation->births->command.pidfd = -1;
+    isolation->births->directory = -1;
     if (isolation->by_clone)
-        isolation->births->namespaces = isolation->fresh & ~(uint32_t)(SH_NEWPID | SH_NEWUSER);
+        isolation->births->namespaces = isolation->fresh & ~(uint32_t)SH_NEWPID;
 }
 
 static int retry_cgroup(struct sh_isolation *isolation, const struct sh_result *result) {

@@ -61,9 +61,64 @@ static void join_cgroup(orders_t *orders) {
 
 /* ---- namespaces ---- */
 
-/* The mount namespace first: without it a pid namespace could not get its /proc. */
+/* A number in decimal; returns its length. */
+static uint32_t write_number(char *text, uint32_t number) {
+    char digits[10];
+    uint32_t count = 0;
+    do
+        digits[count++] = (char)('0' + number % 10);
+    while ((number /= 10) > 0);
+    for (uint32_t i = 0; i < count; i++)
+        text[i] = digits[count - 1 - i];
+    return count;
+}
+
+static long write_file(const char *path, const char *text, uint32_t length) {
+    int file = (int)SYS(openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
+    if (file < 0)
+        return file;
+    long error = SYS(write, file, text, length);
+    SYS(close, file);
+    return error < 0 ? error : 0;
+}
+
+/* "inside outside 1": more than the own id needs privileges outside (user_namespaces(7)). */
+static long map_id(const char *path, uint32_t inside, uint32_t outside) {
+    char text[32];
+    uint32_t length = write_number(text, inside);
+    text[length++] = ' ';
+    length += write_number(text + length, outside);
+    text[length++] = ' ';
+    text[length++] = '1';
+    return write_file(path, text, length);
+}
+
+/* Who could drop a group could reach what the group is refused (CVE-2014-8989):
+ * a gid is mapped only where setgroups is denied. */
+static long map_ids(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    int root = (orders->request->flags & SH_USER_ROOT) != 0;
+    long error = map_id("/proc/self/uid_map", root ? 0 : isolation->uid, isolation->uid);
+    if (error == 0)
+        error = write_file("/proc/self/setgroups", "deny", 4);
+    if (error == 0)
+        error = map_id("/proc/self/gid_map", root ? 0 : isolation->gid, isolation->gid);
+    return error;
+}
+
+static void map_user(orders_t *orders, uint32_t had) {
+    if (!(had & SH_NEWUSER))
+        return;
+    long error = map_ids(orders);
+    if (error < 0)
+        fail(orders, SH_STAGE_NAMESPACES, error, SH_NEWUSER);
+}
+
+/* The user namespace gives the rights for the others. Then the mount namespace: without it a pid
+ * namespace could not get its /proc. */
 static void unshare_singly(orders_t *orders, uint32_t wanted) {
-    static const uint32_t flags[] = {SH_NEWNS, SH_NEWPID, SH_NEWNET, SH_NEWUTS, SH_NEWIPC};
+    static const uint32_t flags[] = {SH_NEWUSER, SH_NEWNS,  SH_NEWPID,
+                                     SH_NEWNET,  SH_NEWUTS, SH_NEWIPC};
     struct sh_births *births = orders->isolation->births;
     long error = 0;
     for (unsigned i = 0; i < sizeof flags / sizeof *flags; i++) {
@@ -75,6 +130,8 @@ static void unshare_singly(orders_t *orders, uint32_t wanted) {
             give_up(orders, SH_STAGE_NAMESPACES, error, (int)flags[i]);
         else
             births->namespaces |= flags[i];
+        if (error >= 0)
+            map_user(orders, flags[i]);
     }
 }
 
@@ -92,6 +149,7 @@ static void unshare_namespaces(orders_t *orders, uint32_t wanted) {
     if (error < 0)
         fail(orders, SH_STAGE_NAMESPACES, error, SH_UNSHARE_REFUSED);
     isolation->births->namespaces |= wanted;
+    map_user(orders, wanted);
 }
 
 static int needs_cwd(orders_t *orders) {
@@ -141,6 +199,8 @@ static void enter_set(orders_t *orders) {
         if (error < 0)
             fail(orders, SH_STAGE_CHDIR, error, 0);
     }
+    if (!orders->isolation->intermediate)
+        enter_namespace(orders, SH_NAMESPACE_USER);
     for (int which = SH_NAMESPACE_NET; which < SH_NAMESPACE_COUNT; which++)
         enter_namespace(orders, which);
     if (set->root >= 0)
@@ -243,7 +303,10 @@ static void isolate(orders_t *orders) {
     join_cgroup(orders);
     tell_holder(orders);
     enter_set(orders);
-    unshare_namespaces(orders, orders->isolation->fresh);
+    if (orders->isolation->by_clone && !orders->isolation->intermediate)
+        map_user(orders, orders->isolation->fresh);
+    if (!orders->isolation->intermediate || !orders->isolation->one_by_one)
+        unshare_namespaces(orders, orders->isolation->fresh);
     furnish(orders);
 }
 
@@ -339,17 +402,21 @@ static int shares_files(orders_t *orders) {
     return !(orders->avoid & (SH_AVOID_CLOSE_RANGE | SH_AVOID_SHARED_FILES));
 }
 
-/* A table of its own, with the owner on 0, the line on 1, the program on 2. */
+/* First of all: what is opened before would stay in our parent's table if we were killed. */
+static void detach_holder_files(orders_t *orders) {
+    if (!shares_files(orders))
+        return;
+    long error = SYS(close_range, orders->isolation->highest + 1, ~0U, SH_CLOSE_RANGE_UNSHARE);
+    if (error < 0)
+        error = SYS(unshare, CLONE_FILES);
+    if (error < 0)
+        fail_holder(orders, SH_STAGE_FDS, error);
+}
+
+/* The owner on 0, the line on 1, the program on 2, and nothing else. */
 static void arrange_holder_fds(orders_t *orders) {
     const struct sh_isolation *isolation = orders->isolation;
-    long error = 0;
-    if (shares_files(orders)) {
-        error = SYS(close_range, isolation->highest + 1, ~0U, SH_CLOSE_RANGE_UNSHARE);
-        if (error < 0)
-            error = SYS(unshare, CLONE_FILES);
-    }
-    if (error >= 0)
-        error = SYS(dup3, isolation->owner, 0, 0);
+    long error = SYS(dup3, isolation->owner, 0, 0);
     if (error >= 0)
         error = SYS(dup3, isolation->line[0], 1, 0);
     if (error >= 0)
@@ -368,6 +435,7 @@ static void become_holder(void *argument) {
     const char *argv[2], *env[1];
     argv[0] = name;
     argv[1] = env[0] = 0;
+    detach_holder_files(orders);
     ignore_children();
     SYS(setsid);
     if (isolation->cgroup >= 0 && !isolation->cgroup_at_birth)
@@ -410,10 +478,13 @@ static void obtain_pid_namespace(orders_t *orders) {
         enter_namespace(orders, SH_NAMESPACE_PID);
         return;
     }
-    if (isolation->by_clone)
-        return; /* the clones have made, or will make, what is asked for */
+    if (isolation->by_clone) { /* the clones have made, or will make, what is asked for */
+        map_user(orders, isolation->fresh);
+        return;
+    }
     int all = isolation->one_by_one || isolation->for_set;
-    unshare_namespaces(orders, all ? isolation->fresh : isolation->fresh & SH_NEWPID);
+    uint32_t first = SH_NEWUSER | SH_NEWPID;
+    unshare_namespaces(orders, all ? isolation->fresh : isolation->fresh & first);
 }
 
 /* With unshare denied only the holder was born into the pid namespace. */
@@ -446,13 +517,14 @@ static void make_holder(orders_t *orders) {
 /* Opened by a member: /proc/PID/ns of the holder would be a matter of ptrace
  * rights, which a caller with few capabilities has not over an exec'd holder.
  * The directory is opened before the holder mounts its own /proc. */
-static void keep_set(orders_t *orders, int directory) {
+static void keep_set(orders_t *orders) {
     static const char *const names[] = {
 #define SH_NAMESPACE(name, file) file,
         SH_NAMESPACES(SH_NAMESPACE)
 #undef SH_NAMESPACE
     };
     const struct sh_isolation *isolation = orders->isolation;
+    int directory = isolation->births->directory;
     for (int i = 0; i < SH_NAMESPACE_COUNT; i++) {
         if (!(isolation->births->namespaces & namespace_flags[i]))
             continue;
@@ -488,20 +560,22 @@ static void make_command(orders_t *orders) {
         fail(orders, stage_of_clone(orders, pid, 0), pid, 0);
 }
 
+/* Our parent closes it, whatever happens here: the table is its own. */
+static void open_own_namespaces(orders_t *orders) {
+    if (orders->isolation->for_set)
+        orders->isolation->births->directory =
+            (int)SYS(openat, AT_FDCWD, "/proc/self/ns", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+}
+
 void sh_intermediate(void *argument) {
     orders_t *orders = argument;
-    int directory = -1;
-    if (orders->isolation->for_set)
-        directory =
-            (int)SYS(openat, AT_FDCWD, "/proc/self/ns", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    open_own_namespaces(orders);
     obtain_pid_namespace(orders);
     make_holder(orders);
     if (orders->isolation->for_set)
-        keep_set(orders, directory);
+        keep_set(orders);
     else
         make_command(orders);
-    if (directory >= 0)
-        SYS(close, directory);
     leave();
 }
 

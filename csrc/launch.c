@@ -125,7 +125,7 @@ static uint64_t isolation_flags(struct sh_isolation *isolation, int mode) {
     isolation->clone3 = mode == SH_START_CLONE3;
     isolation->cgroup_at_birth &= isolation->clone3;
     if (isolation->by_clone)
-        flags |= isolation->fresh & ~(uint32_t)(SH_NEWPID | SH_NEWUSER);
+        flags |= isolation->fresh & ~(uint32_t)SH_NEWPID;
     if (isolation->intermediate)
         flags |= CLONE_FILES;
     else if (isolation->cgroup_at_birth)
@@ -187,12 +187,22 @@ static void await_own_memory(struct sh_orders *orders) {
         ;
 }
 
+static int enters_user_namespace(const struct sh_request *request) {
+    return request->set && request->set->namespaces & SH_NEWUSER;
+}
+
+/* A set's root could likewise read a child that has just entered its user
+ * namespace, and with it our memory, unless we are undumpable meanwhile. */
+static int needs_privacy(const struct sh_request *request) {
+    return request->flags & (SH_SET_UID | SH_SET_GID) || enters_user_namespace(request);
+}
+
 /* An id change in a child that shares our memory makes that memory, hence us,
  * undumpable (commit_creds, kernel/cred.c), for ever. We restore the flag, but
  * only when no such child has our memory: its new user could read and write it
  * (process_vm_readv(2)), with all our secrets. Hence one such child at a time. */
 static long start_shared(struct sh_orders *orders, int mode, int *pidfd) {
-    if (!(orders->request->flags & (SH_SET_UID | SH_SET_GID)))
+    if (!needs_privacy(orders->request))
         return make_child(orders, mode, CLONE_VM, pidfd);
     sh_lock(&sh_state.id_lock);
     sh_state.dumpable = (int)SYS(prctl, PR_GET_DUMPABLE);
@@ -201,6 +211,8 @@ static long start_shared(struct sh_orders *orders, int mode, int *pidfd) {
         return start_forked(orders, mode, pidfd);
     }
     atomic_fetch_add(&sh_state.id_sequence, 1);
+    if (enters_user_namespace(orders->request))
+        SYS(prctl, PR_SET_DUMPABLE, 0);
     long pid = make_child(orders, mode, CLONE_VM, pidfd);
     if (pid >= 0)
         await_own_memory(orders);
@@ -325,7 +337,7 @@ static void close_guard(const int guard[2]) {
 static int start_in_memory(const struct sh_request *request, struct sh_process *process,
                            struct sh_isolation *isolation) {
     int guard[2] = {-1, -1}, culprit = -1;
-    if (request->flags & (SH_SET_UID | SH_SET_GID)) {
+    if (needs_privacy(request)) {
         int error = sh_report_open(request, guard, &culprit);
         if (error < 0)
             return sh_refuse(process, culprit >= 0 ? SH_STAGE_FDS : SH_STAGE_CLONE, -error,

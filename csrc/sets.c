@@ -105,11 +105,11 @@ static void settle_fds(struct sh_set *set) {
 
 struct sh_set *sh_set_new(void) { return allocate(); }
 
-int sh_set_open(struct sh_set *set, uint32_t namespaces, int best_effort) {
+int sh_set_open(struct sh_set *set, uint32_t namespaces, uint32_t flags) {
     struct sh_request request = {
         .argv = "",
         .env = "",
-        .flags = SH_STANDARD_FDS | (best_effort ? SH_BEST_EFFORT : 0),
+        .flags = SH_STANDARD_FDS | flags,
         .namespaces = namespaces,
     };
     struct sh_process process = {0};

@@ -45,6 +45,7 @@ enum sh_request_flags {
     SH_SET_UMASK = 1 << 6,
     SH_NEW_SESSION = 1 << 7,
     SH_BEST_EFFORT = 1 << 8, /* failures of tolerated stages become notes */
+    SH_USER_ROOT = 1 << 9,   /* the caller is root in its fresh user namespace, else itself */
 };
 
 /* What is to be started. Nobody changes it once it is made. */
@@ -232,6 +233,7 @@ struct sh_births {
     struct sh_birth holder, command;
     int32_t holder_stage, holder_error;
     uint32_t namespaces; /* SH_NEW* that were had */
+    int32_t directory;   /* /proc/PID/ns, open in our table; -1: none */
 };
 
 /* What isolation adds to the orders. */
@@ -240,6 +242,7 @@ struct sh_isolation {
     int one_by_one; /* each by an unshare of its own, so that one can be refused alone */
     int by_clone;   /* or as flags of clone: unshare is denied */
     int best_effort;
+    uint32_t uid, gid;   /* effective ones of this process, which a user namespace maps */
     int intermediate;    /* a short-lived process makes holder and command */
     int clone3;          /* in this way */
     struct sh_set *set;  /* or entered; */
@@ -361,7 +364,7 @@ void sh_set_holder(const char *path, const char *image, uint32_t size);
 
 struct sh_set *sh_set_new(void);
 /* Prepares one: 0, or a negative errno with set->result filled in. */
-int sh_set_open(struct sh_set *set, uint32_t namespaces, int best_effort);
+int sh_set_open(struct sh_set *set, uint32_t namespaces, uint32_t flags);
 /* Kills what runs in it. 1: over; 0: not yet, or a signal came: call again. */
 int sh_set_close(struct sh_set *set);
 /* Python's object goes away; 1: the set was still open. */

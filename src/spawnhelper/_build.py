@@ -11,7 +11,7 @@ struct sh_fdpair { int32_t target, source; };
 
 enum sh_request_flags {
     SH_LOOKUP, SH_CLOSE_FDS, SH_STANDARD_FDS, SH_SET_UID, SH_SET_GID, SH_SET_GROUPS, SH_SET_UMASK,
-    SH_NEW_SESSION, SH_BEST_EFFORT, ...
+    SH_NEW_SESSION, SH_BEST_EFFORT, SH_USER_ROOT, ...
 };
 enum sh_avoid {
     SH_AVOID_CLONE3, SH_AVOID_VFORK, SH_AVOID_PIDFD, SH_AVOID_CLOSE_RANGE, SH_AVOID_LISTING,
@@ -71,7 +71,7 @@ const char *sh_stage_name(int stage);
 int sh_stage_tolerated(int stage);
 void sh_set_holder(const char *path, const char *image, uint32_t size);
 struct sh_set *sh_set_new(void);
-int sh_set_open(struct sh_set *set, uint32_t namespaces, int best_effort);
+int sh_set_open(struct sh_set *set, uint32_t namespaces, uint32_t flags);
 int sh_set_close(struct sh_set *set);
 int sh_set_drop(struct sh_set *set);
 void sh_set_discard(void *set);

@@ -101,6 +101,8 @@ def keep_silently(handle: Handle) -> None:
 def _to_flags(wanted: Isolation) -> int:
     """What clone(2) calls it. A host name goes with a network, private mounts with a /proc."""
     flags = 0
+    if wanted.user:
+        flags |= lib.SH_NEWUSER
     if wanted.net:
         flags |= lib.SH_NEWNET | lib.SH_NEWUTS
     if wanted.ipc:
@@ -109,6 +111,15 @@ def _to_flags(wanted: Isolation) -> int:
         flags |= lib.SH_NEWNS
     if wanted.pid:
         flags |= lib.SH_NEWPID | lib.SH_NEWNS
+    return flags
+
+
+def _isolation_flags(isolation: Isolation) -> int:
+    flags: int = lib.SH_BEST_EFFORT if isolation.best_effort else 0
+    if isolation.user == "root":
+        flags |= lib.SH_USER_ROOT
+    if isolation.new_session:
+        flags |= lib.SH_NEW_SESSION
     return flags
 
 
@@ -137,8 +148,7 @@ def _to_c(options: Options) -> tuple[Any, Any]:
         groups_c, ngroups = _new(_IDS, groups), len(groups)
     namespaces, set_c, cgroup_c = 0, _NULL, _NULL
     if isolation is not None:
-        flags |= lib.SH_BEST_EFFORT if isolation.best_effort else 0
-        flags |= lib.SH_NEW_SESSION if isolation.new_session else 0
+        flags |= _isolation_flags(isolation)
         namespaces = _to_flags(isolation)
         set_c = _NULL if isolation.set is None else isolation.set
         cgroup_c = _NULL if isolation.cgroup is None else _from_buffer(isolation.cgroup)
@@ -461,7 +471,7 @@ def open_set(wanted: Isolation) -> Set:
         raise MemoryError
     # C ends it: an exception that a signal raises inside a Python finalizer is lost.
     owned = ffi.gc(made, lib.sh_set_discard)
-    if lib.sh_set_open(owned, _to_flags(wanted), wanted.best_effort) < 0:
+    if lib.sh_set_open(owned, _to_flags(wanted), _isolation_flags(wanted)) < 0:
         result = owned.result
         stage = Stage(result.stage)
         raise _errors.failure(stage, result.error, result.detail, HOLDER, None, None)

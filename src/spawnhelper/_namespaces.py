@@ -31,6 +31,19 @@ def warn(notes: tuple[Note, ...], stacklevel: int) -> None:
         warnings.warn(f"less isolated than asked: {text}", IsolationWarning, stacklevel + 1)
 
 
+def to_user(value: object) -> bool | Literal["root"]:
+    """What ``user`` asks for.
+
+    Raises:
+        ValueError: a string other than ``"root"``.
+    """
+    if isinstance(value, str):
+        if value != "root":
+            raise ValueError(f"user: {value!r} is neither a bool nor 'root'")
+        return "root"
+    return bool(value)
+
+
 class Namespaces:
     """A prepared set of namespaces: ``spawn(command, namespaces=set)`` enters it.
 
@@ -50,6 +63,10 @@ class Namespaces:
         mount: mount namespace whose mounts receive the host's, and send none
             (MS_SLAVE, mount_namespaces(7)).
         pid: pid namespace with a /proc of its own; implies ``mount``.
+        user: user namespace, which gives an ordinary user the rights for all
+            the others where the kernel allows it (user_namespaces(7)): True
+            maps the effective uid and gid to themselves, ``"root"`` to 0. No
+            other id exists inside, and setgroups is denied.
         isolation: ``"required"``, or ``"best-effort"``: what ``spawn()`` would
             tolerate becomes ``notes`` and one ``IsolationWarning``.
 
@@ -67,13 +84,19 @@ class Namespaces:
         mount: bool = False,
         pid: bool = False,
         *,
+        user: bool | Literal["root"] = False,
         isolation: IsolationPolicy = "required",
     ) -> None:
         wanted = Isolation(
-            bool(net), bool(ipc), bool(mount), bool(pid), best_effort=to_best_effort(isolation)
+            bool(net),
+            bool(ipc),
+            bool(mount),
+            bool(pid),
+            to_user(user),
+            best_effort=to_best_effort(isolation),
         )
-        if not any(wanted[:4]):
-            raise ValueError("Namespaces: ask for at least one of net, ipc, mount and pid")
+        if not any(wanted[:5]):
+            raise ValueError("Namespaces: ask for at least one of net, ipc, mount, pid and user")
         self._wanted = wanted
         self._set = _core.open_set(wanted)
         try:
@@ -126,7 +149,7 @@ class Namespaces:
         self.close()
 
     def __repr__(self) -> str:
-        names = [name for name in Isolation._fields[:4] if getattr(self._wanted, name)]
+        names = [name for name in Isolation._fields[:5] if getattr(self._wanted, name)]
         if self.closed:
             state = "closed"
         elif self.pid < 0:

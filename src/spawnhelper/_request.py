@@ -6,7 +6,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 from . import _state
 from ._fds import FdMap, parse_map
@@ -26,6 +26,7 @@ class Isolation(NamedTuple):
     ipc: bool = False
     mount: bool = False
     pid: bool = False
+    user: bool | Literal["root"] = False
     set: Any = None  # a prepared set, as _core knows it
     cgroup: bytes | None = None
     best_effort: bool = False

@@ -7,7 +7,7 @@ from typing import Any, Literal, SupportsIndex, overload
 
 from . import _core
 from ._log import LogPipe
-from ._namespaces import IsolationPolicy, Namespaces, to_best_effort, warn
+from ._namespaces import IsolationPolicy, Namespaces, to_best_effort, to_user, warn
 from ._process import Process
 from ._request import Argument, Command, Env, Isolation, Request, encode, make_request
 
@@ -17,13 +17,14 @@ def _make_isolation(
     ipc: object,
     mount: object,
     pid: object,
+    user: object,
     cgroup: Argument | None,
     namespaces: Namespaces | None,
     policy: str,
     new_session: bool | None,
 ) -> Isolation | None:
     best_effort = to_best_effort(policy)
-    fresh = (bool(net), bool(ipc), bool(mount), bool(pid))
+    fresh = (bool(net), bool(ipc), bool(mount), bool(pid), to_user(user))
     if namespaces is not None:
         if not isinstance(namespaces, Namespaces):
             raise TypeError(f"namespaces: {type(namespaces).__name__} is no Namespaces")
@@ -110,6 +111,7 @@ def spawn(
     namespaces: Namespaces | None = ...,
     isolation: IsolationPolicy = ...,
     start_new_session: bool | None = ...,
+    unshare_user: bool | Literal["root"] = ...,
 ) -> int: ...
 @overload
 def spawn(
@@ -137,6 +139,7 @@ def spawn(
     namespaces: Namespaces | None = ...,
     isolation: IsolationPolicy = ...,
     start_new_session: bool | None = ...,
+    unshare_user: bool | Literal["root"] = ...,
 ) -> list[int]: ...
 @overload
 def spawn(
@@ -164,6 +167,7 @@ def spawn(
     namespaces: Namespaces | None = ...,
     isolation: IsolationPolicy = ...,
     start_new_session: bool | None = ...,
+    unshare_user: bool | Literal["root"] = ...,
 ) -> Process: ...
 @overload
 def spawn(
@@ -191,6 +195,7 @@ def spawn(
     namespaces: Namespaces | None = ...,
     isolation: IsolationPolicy = ...,
     start_new_session: bool | None = ...,
+    unshare_user: bool | Literal["root"] = ...,
 ) -> int | list[int] | Process: ...
 def spawn(
     mycommand: Command,
@@ -217,6 +222,7 @@ def spawn(
     namespaces: Namespaces | None = None,
     isolation: IsolationPolicy = "required",
     start_new_session: bool | None = None,
+    unshare_user: bool | Literal["root"] = False,
 ) -> int | list[int] | Process:
     """Start a command, and wait for it unless told otherwise.
 
@@ -280,6 +286,11 @@ def spawn(
             None: if it is in a pid namespace, whose ``kill(0, …)`` could
             otherwise reach outside. False keeps the terminal: for
             interactive commands.
+        unshare_user: a user namespace of its own, in which an ordinary user
+            has the rights for all the others, where the kernel allows it
+            (user_namespaces(7)): True maps the effective uid and gid to
+            themselves, ``"root"`` to 0. No other id exists inside, and
+            setgroups is denied. Not with ``pre_exec`` and ``unshare_pid``.
 
     Returns:
         The exit status, negative for a signal; or the list of pids; or the Process.
@@ -305,6 +316,7 @@ def spawn(
         or unshare_ipc
         or unshare_mount
         or unshare_pid
+        or unshare_user
         or cgroup is not None
         or namespaces is not None
         or start_new_session is not None
@@ -315,6 +327,7 @@ def spawn(
             unshare_ipc,
             unshare_mount,
             unshare_pid,
+            unshare_user,
             cgroup,
             namespaces,
             isolation,
