@@ -266,7 +266,8 @@ void sh_isolation_close(struct sh_isolation *isolation, struct sh_process *proce
 int sh_isolation_leave_home(struct sh_isolation *isolation) {
     if (!isolation->set || isolation->home < 0)
         return 0;
-    return (int)SYS(setns, isolation->set->fds[SH_NAMESPACE_PID], SH_NEWPID);
+    isolation->left_home = (int)SYS(setns, isolation->set->fds[SH_NAMESPACE_PID], SH_NEWPID);
+    return isolation->left_home;
 }
 
 /* It went the same way a moment ago; only memory can be short. */
@@ -353,10 +354,10 @@ static void blame_holder(struct sh_result *result, const struct sh_births *birth
 
 static int is_done(const struct sh_isolation *isolation, const struct sh_result *result,
                    int status) {
-    if (isolation->births->holder_error || result->error)
-        return 0;
+    if (isolation->births->holder_error || result->error || !WIFEXITED(status))
+        return 0; /* killed, it did not wait for the command to leave our memory */
     if (isolation->for_set)
-        return WIFEXITED(status) && isolation->births->holder.pid > 0;
+        return isolation->births->holder.pid > 0;
     return result->stage == SH_STAGE_EXEC && isolation->births->command.pid > 0;
 }
 
@@ -415,6 +416,9 @@ void sh_isolation_blame(struct sh_isolation *isolation, struct sh_result *result
     else if (isolation->set && sh_set_is_dead(isolation->set)) { /* fork says ENOMEM */
         result->stage = SH_STAGE_NAMESPACES;
         result->error = ESRCH;
+    } else if (isolation->left_home < 0) {
+        result->stage = SH_STAGE_NAMESPACES;
+        result->detail = SH_NEWPID;
     }
 }
 

@@ -253,6 +253,7 @@ struct sh_isolation {
     int program;         /* the holder, O_PATH */
     int line[2];         /* the holder's pipe: the command's pid, or end of file */
     int home;            /* pidfd of this process: the thread's way back; -1: not needed */
+    int left_home;       /* what the kernel said when it left */
     int highest;         /* of these descriptors */
     char *holder_stack, *command_stack; /* their tops */
     uint64_t stack_size;
