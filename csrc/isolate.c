@@ -7,19 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "parent.h"
 #include "state.h"
 #include "sys.h"
-
-enum { CGROUP2 = 0x63677270 }; /* CGROUP2_SUPER_MAGIC, linux/magic.h */
-
-#ifndef P_PIDFD
-#define P_PIDFD 3
-#endif
 
 /* ---- what must be open ---- */
 
@@ -108,10 +101,8 @@ static int open_cgroup(struct sh_isolation *isolation, const char *path) {
     int error = hold(isolation, &isolation->cgroup, fd);
     if (error < 0)
         return error;
-    struct statfs system;
     isolation->cgroup_at_birth =
-        sh_start_mode() == SH_START_CLONE3 && !sh_avoids(SH_AVOID_CLONE3) && !isolation->forks &&
-        fstatfs(isolation->cgroup, &system) == 0 && system.f_type == CGROUP2;
+        sh_start_mode() == SH_START_CLONE3 && !sh_avoids(SH_AVOID_CLONE3) && !isolation->forks;
     return 0;
 }
 
@@ -171,6 +162,7 @@ static int open_set(struct sh_isolation *isolation, struct sh_set *set) {
     for (int i = 0; i < SH_NAMESPACE_COUNT; i++)
         note_highest(isolation, set->fds[i]);
     note_highest(isolation, set->root);
+    note_highest(isolation, set->holder_pidfd);
     if (set->namespaces & SH_NEWPID && !(set->namespaces & SH_NEWUSER))
         open_way_back(isolation);
     if (!(set->namespaces & SH_NEWPID) || isolation->home >= 0)
@@ -213,8 +205,10 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
     isolation->fresh = request->namespaces;
     isolation->best_effort = (request->flags & SH_BEST_EFFORT) != 0;
     isolation->forks = isolation->one_by_one = forks;
-    isolation->uid = geteuid();
-    isolation->gid = getegid();
+    if (isolation->fresh & SH_NEWUSER) {
+        isolation->uid = geteuid();
+        isolation->gid = getegid();
+    }
     isolation->made = made;
     isolation->for_set = made != NULL;
     isolation->cgroup = isolation->home = isolation->owner = isolation->program = -1;
@@ -432,8 +426,10 @@ static void reset(struct sh_isolation *isolation) {
 }
 
 static int retry_cgroup(struct sh_isolation *isolation, const struct sh_result *result) {
-    if (isolation->cgroup_at_birth && (result->error == EINVAL || result->error == E2BIG)) {
-        isolation->cgroup_at_birth = 0; /* before 5.7 */
+    /* Before 5.7; and cgroup v1, which only a write can join. */
+    if (isolation->cgroup_at_birth &&
+        (result->error == EINVAL || result->error == E2BIG || result->error == EBADF)) {
+        isolation->cgroup_at_birth = 0;
         return 1;
     }
     if (!is_tolerated(isolation, SH_STAGE_CGROUP, result->error, 0))

@@ -187,6 +187,21 @@ static void enter_namespace(orders_t *orders, int which) {
         fail(orders, SH_STAGE_NAMESPACES, error, (int)namespace_flags[which]);
 }
 
+/* By the holder's pidfd in one step (5.8), unless it has capabilities that the
+ * caller lacks: ptrace rights over it are needed (setns(2)). Then one by one. */
+static void enter_rest(orders_t *orders) {
+    const struct sh_set *set = orders->isolation->set;
+    uint32_t rest = set->namespaces & ~(uint32_t)SH_NEWPID;
+    if (orders->isolation->intermediate)
+        rest &= ~(uint32_t)SH_NEWUSER;
+    if (!rest || SYS(setns, set->holder_pidfd, rest) == 0)
+        return;
+    if (!orders->isolation->intermediate)
+        enter_namespace(orders, SH_NAMESPACE_USER);
+    for (int which = SH_NAMESPACE_NET; which < SH_NAMESPACE_COUNT; which++)
+        enter_namespace(orders, which);
+}
+
 /* Explicitly given, so never entered in part: best effort does not apply. */
 static void enter_set(orders_t *orders) {
     const struct sh_set *set = orders->isolation->set;
@@ -199,10 +214,7 @@ static void enter_set(orders_t *orders) {
         if (error < 0)
             fail(orders, SH_STAGE_CHDIR, error, 0);
     }
-    if (!orders->isolation->intermediate)
-        enter_namespace(orders, SH_NAMESPACE_USER);
-    for (int which = SH_NAMESPACE_NET; which < SH_NAMESPACE_COUNT; which++)
-        enter_namespace(orders, which);
+    enter_rest(orders);
     if (set->root >= 0)
         move_into_root(orders, cwd);
 }
