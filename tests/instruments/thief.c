@@ -11,6 +11,16 @@
 
 static const char secret[] = "the secret of the parent";
 
+/* The last number given in this pid namespace (proc_loadavg(5)). */
+static pid_t last_pid(void) {
+    int last = 0;
+    FILE *file = fopen("/proc/loadavg", "re");
+    if (!file || fscanf(file, "%*s %*s %*s %*s %d", &last) != 1)
+        exit(3);
+    fclose(file);
+    return last;
+}
+
 int main(int argc, char **argv) {
     if (argc != 3)
         return 2;
@@ -32,10 +42,10 @@ int main(int argc, char **argv) {
                 break; /* it ended */
             }
         }
-        char next[32];
-        snprintf(next, sizeof next, "/proc/%d", pid + 1);
-        if (known || access(next, F_OK) == 0)
+        if (known)
             pid++;
+        else if (last_pid() >= pid) /* missed some */
+            pid = last_pid() + 1;
     }
     printf("%ld %ld\n", read, refused);
     return 0;
