@@ -363,8 +363,7 @@ int sh_run(const struct sh_request *request, struct sh_process *process, int64_t
     int error = sh_start(request, process);
     if (!log)
         return error < 0 ? error : sh_wait(process, nsec);
-    SYS(close, log->pipe_end);
-    log->pipe_end = -1;
+    sh_log_started(log);
     return error < 0 ? error : sh_wait_log(process, nsec, log);
 }
 

@@ -19,11 +19,11 @@ def _refuse_isolation(**asked: object) -> None:
 
 def _run(request: Request, logfile: Argument | None) -> int:
     handle = _core.new_handle()
-    log = None if logfile is None else LogPipe(request, logfile)
+    log = None if logfile is None else LogPipe(request, logfile, True)
     try:
         if log is None:
             return _core.run(request, handle, None)
-        return _core.run(log.request, handle, log.for_waiting_call())
+        return _core.run(log.request, handle, log.log)
     except BaseException:
         _core.end(handle)
         raise
@@ -36,7 +36,7 @@ def _start(process: Process, request: Request, logfile: Argument | None) -> None
     if logfile is None:
         _core.start(request, process._handle)
         return
-    log = LogPipe(request, logfile)
+    log = LogPipe(request, logfile, False)
     try:
         _core.start(log.request, process._handle)
         process._copier = log.start_copier(process)
