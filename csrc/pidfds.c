@@ -76,7 +76,7 @@ static int last_of_ours(void) {
 
 static int stays_behind(int fd) {
     long flags = SYS(fcntl, fd, F_GETFD);
-    return flags < 0 || (flags & FD_CLOEXEC);
+    return flags == -EBADF || (flags >= 0 && (flags & FD_CLOEXEC));
 }
 
 /* Whether a child may leave out these numbers, because it would inherit none of them. */

@@ -63,7 +63,9 @@ def test_every_failure_is_reported_and_leaves_nothing(found: Any) -> None:
 
 def test_every_feature_set_was_swept(found: Any) -> None:
     skipped = set(found["skipped"])
-    assert len(found["sets"]) + len(skipped) == 32
+    assert len(found["sets"]) + len(skipped) == 41
+    waits = {"ended", "ended, crowded", "running", "running, crowded", "running, by clone"}
+    assert all(found["sets"].pop(name)["parent"] >= 4 for name in waits)
     assert all(calls["child"] >= 8 for calls in found["sets"].values())
     if skipped:
         assert not is_root()
@@ -119,6 +121,21 @@ BUGS = {
     "pidfd not closed": (
         *("plain", False, "wait.c"),
         *("    if (pidfd >= 0)\n        SYS(close, pidfd);", "    if (pidfd >= 1000)\n        ;"),
+    ),
+    "pidfd of somebody else counted": (
+        *("running, crowded", False, "wait.c"),
+        *("        sh_disown_pidfd(process->pidfd);", "        ;"),
+    ),
+    "pidfd not counted down": (
+        *("ended, crowded", False, "pidfds.c"),
+        *(
+            "    atomic_fetch_sub(&sh_state.pidfd_count, 1);\n}\n\nvoid sh_close",
+            "}\n\nvoid sh_close",
+        ),
+    ),
+    "foreign file left out": (
+        *("crowded, a foreign file", False, "pidfds.c"),
+        *("|| !stays_behind(base + __builtin_ctzll(others))", ""),
     ),
     "mask not restored": (
         *("plain", False, "launch.c"),
