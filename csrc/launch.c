@@ -347,9 +347,15 @@ static int start_once(const struct sh_request *request, struct sh_process *proce
     return error;
 }
 
-int sh_start(const struct sh_request *request, struct sh_process *process) {
+/* The handle may have served an earlier call. */
+void sh_begin(struct sh_process *process) {
     sh_sweep();
+    memset(process, 0, sizeof *process);
     process->started_nsec = sh_now();
+}
+
+int sh_start(const struct sh_request *request, struct sh_process *process) {
+    sh_begin(process);
     int error = start_once(request, process);
     if (error == 0 || process->result.detail != SH_SHARED_FILES_REFUSED)
         return error;

@@ -29,8 +29,7 @@ static pid_t fork_python(struct sh_process *process) {
 
 int sh_fork(const struct sh_request *request, struct sh_process *process, struct sh_orders **out) {
     int ends[2];
-    sh_sweep();
-    process->started_nsec = sh_now();
+    sh_begin(process);
     struct sh_orders *orders = sh_prepare_report(request, process, ends);
     if (!orders)
         return -process->result.error;

@@ -18,18 +18,21 @@ def _refuse_isolation(**asked: object) -> None:
 
 
 def _run(request: Request, logfile: Argument | None) -> int:
-    handle = _core.new_handle()
+    handle = _core.borrow_handle()
     log = None if logfile is None else LogPipe(request, logfile, True)
     try:
         if log is None:
-            return _core.run(request, handle, None)
-        return _core.run(log.request, handle, log.log)
+            status = _core.run(request, handle, None)
+        else:
+            status = _core.run(log.request, handle, log.log)
     except BaseException:
         _core.end(handle)
         raise
     finally:
         if log is not None:
             log.close()
+    _core.give_back(handle)
+    return status
 
 
 def _start(process: Process, request: Request, logfile: Argument | None) -> None:
