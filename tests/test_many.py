@@ -150,7 +150,7 @@ def test_interrupted():
 
 
 def test_high_descriptors(many_descriptors, tmp_path):
-    """Beyond a hundred, pidfds move away; what others have there is still inherited."""
+    """Beyond the first few, pidfds move away; what others have there is still inherited."""
     processes = [spawn(SLEEP, returnproc=True) for _ in range(300)]
     try:
         if processes[0].pidfd < 0:
