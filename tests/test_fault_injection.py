@@ -63,10 +63,12 @@ def test_every_failure_is_reported_and_leaves_nothing(found: Any) -> None:
 
 def test_every_feature_set_was_swept(found: Any) -> None:
     skipped = set(found["skipped"])
-    assert len(found["sets"]) + len(skipped) == 41
-    waits = {"ended", "ended, crowded", "running", "running, crowded", "running, by clone"}
-    assert all(found["sets"].pop(name)["parent"] >= 4 for name in waits)
-    assert all(calls["child"] >= 8 for calls in found["sets"].values())
+    assert len(found["sets"]) + len(skipped) == 43
+    for name, calls in found["sets"].items():
+        if name.startswith(("ended", "running", "log")):  # after a start, or without
+            assert calls["parent"] >= 3
+        else:
+            assert calls["child"] >= 8
     if skipped:
         assert not is_root()
         pytest.skip(f"without root these were not swept: {sorted(skipped)}")

@@ -1,5 +1,6 @@
 """The handle."""
 
+import contextlib
 import gc
 import os
 import select
@@ -207,6 +208,13 @@ def test_sigchld_ignored_does_not_hang(without_exit_info):
             spawn("/nonexistent")
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_in_an_exit_stack():
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(spawn(["sleep", "60"], returnproc=True))
+        assert process.poll() is None
+    assert process.returncode == -9
 
 
 def test_no_other_child_is_reaped():

@@ -20,7 +20,7 @@ _BATCH = 64
 class Completed:
     """Processes in the order of their ends; made by ``as_completed()``.
 
-    An iterator and an asynchronous iterator. Each process is reaped when it is
+    An iterator and an asynchronous iterator, for one thread or task at a time. Each process is reaped when it is
     yielded, not before; so what is left when an iteration is given up has
     neither been reaped nor lost.
     """

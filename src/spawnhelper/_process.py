@@ -221,7 +221,7 @@ class Process:
         """Kill it if it still runs, and reap it."""
         if _core.is_ours(self._handle):
             _core.finish(self._handle)  # one that may not be killed is left to later starts
-        if self._copier is not None:
+        if self._copier is not None and _core.is_ours(self._copier._handle):
             _core.wait(self._copier._handle, None)
 
     async def __aenter__(self) -> Process:

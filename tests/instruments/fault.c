@@ -66,6 +66,7 @@ enum set_flags {
     FOREIGN = 1 << 6,         /* and between them a file that the command inherits */
     WAITS = 1 << 7,           /* the faults strike not the start, but what follows */
     SLEEPS = 1 << 8,          /* the command still runs then */
+    LOGS = 1 << 9,            /* or opening a log */
 };
 
 struct set {
@@ -167,6 +168,8 @@ static const struct set sets[] = {
     {.name = "running", .flags = WAITS | SLEEPS},
     {.name = "running, crowded", .flags = WAITS | SLEEPS | CROWDED},
     {.name = "running, by clone", .flags = WAITS | SLEEPS, .mode = SH_START_CLONE},
+    {.name = "log", .flags = LOGS},
+    {.name = "log, standard closed", .flags = LOGS | CLOSED_STANDARD},
     {.name = "ids", .request = IDS | SH_SET_GROUPS, .flags = ROOT},
     {.name = "groups", .request = SH_SET_GROUPS, .flags = ROOT},
     {.name = "ids, own memory",
@@ -682,9 +685,30 @@ static struct ran run_wait(void) {
     return ran;
 }
 
+/* Whatever it opened before a failure, closing it leaves nothing. */
+static struct ran run_log(void) {
+    static struct sh_log log;
+    struct ran ran = {0};
+    memset(&log, 0, sizeof log);
+    reset();
+    shared->armed = 1;
+    int error = sh_log_open(&log, "/dev/null", -1, 1);
+    shared->armed = 0;
+    int must_fail = shared->hits > 0 && fault_number != SYS_close;
+    if (error != (must_fail ? -fault.error : 0))
+        complain("the log's answer is wrong", &ran);
+    if (error == 0 && (log.file <= 2 || log.source <= 2 || log.pipe_end <= 2))
+        complain("a descriptor for the standard streams was taken", &ran);
+    sh_log_close(&log);
+    look(&ran.after);
+    return ran;
+}
+
 static struct ran run(void) {
     struct ran ran = {0};
     struct sh_process process = {0};
+    if (set->flags & LOGS)
+        return run_log();
     if (set->flags & WAITS)
         return run_wait();
     reset();
@@ -763,7 +787,7 @@ static void check_failed_wait(const struct ran *clean, const struct attributes *
 
 static void check_failed_call(const struct ran *clean, const struct call *call,
                               const struct attributes *before) {
-    if (set->flags & WAITS) {
+    if (set->flags & (WAITS | LOGS)) {
         check_failed_wait(clean, before);
         return;
     }
@@ -913,10 +937,10 @@ static void sweep_set(const char *target, int quick) {
     cases++;
     check_attributes(&before, &clean, &nothing);
     if (clean.answer != -set->error || (set->error && clean.result.stage != set->stage) ||
-        !is_same(&clean, &again) ||
+        (!(set->flags & LOGS) && !is_same(&clean, &again)) ||
         (clean.answer == 0 && !(set->flags & SLEEPS) && !WIFEXITED(clean.status)))
         complain("the clean run failed", &clean);
-    else if (!(set->flags & WAITS) && clean.own_memory != ((set->flags & OWN_MEMORY) != 0))
+    else if (!(set->flags & (WAITS | LOGS)) && clean.own_memory != ((set->flags & OWN_MEMORY) != 0))
         complain("the clean run shared memory or did not, against the plan", &clean);
     else if (calls[CHILD] > MAX_CALLS || calls[PARENT] > MAX_CALLS)
         complain("too many calls", &clean);
