@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-from conftest import needs_pidfd
+from conftest import AVOIDED, needs_pidfd
 from spawnhelper import SpawnError, _core, spawn
 
 pytestmark = pytest.mark.core
@@ -155,7 +155,8 @@ def without_exit_info():
     _core.avoid(avoided)
 
 
-KEEPS_EXIT_INFO = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
+KEEPS_EXIT_INFO = KERNEL >= (6, 15) and "pidfd_info" not in AVOIDED
 
 
 @needs_pidfd

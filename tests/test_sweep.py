@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -23,6 +24,11 @@ pytestmark = [
 ]
 
 SLEEP = ["sleep", "60"]
+
+
+# CPython 3.10 itself ends in a segmentation fault some time after a trace function
+# raised inside an exception handler: its record of the handled exception is broken.
+strikes = pytest.mark.skipif(sys.version_info < (3, 11), reason="striking breaks CPython 3.10")
 
 
 def children() -> set[int]:
@@ -147,6 +153,7 @@ SCENARIOS = [
 ]
 
 
+@strikes
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
 def test_every_instruction(scenario):
@@ -155,6 +162,7 @@ def test_every_instruction(scenario):
     assert sweep(scenario, exempt) == []
 
 
+@strikes
 def test_seeded_bug_is_caught(monkeypatch):
     """A start that hands its child over in two steps."""
 
@@ -170,6 +178,7 @@ def test_seeded_bug_is_caught(monkeypatch):
         os.waitpid(pid, 0)
 
 
+@strikes
 def test_a_second_exception_during_the_cleanup():
     """Struck while the waiting call ends its child: killed and reaped all the same."""
 
