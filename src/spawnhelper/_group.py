@@ -20,9 +20,9 @@ _BATCH = 64
 class Completed:
     """Processes in the order of their ends; made by ``as_completed()``.
 
-    An iterator and an asynchronous iterator, for one thread or task at a time. Each process is reaped when it is
-    yielded, not before; so what is left when an iteration is given up has
-    neither been reaped nor lost.
+    An iterator and an asynchronous iterator, for one thread or task at a time.
+    Each process is reaped when it is yielded, not before; so what is left when
+    an iteration is given up has neither been reaped nor lost.
     """
 
     def __init__(self, processes: Iterable[Process], timeout: float | None = None) -> None:
