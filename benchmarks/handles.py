@@ -42,6 +42,9 @@ def many(argv: list[str], count: int, turns: int) -> None:
         size = resident()
         alive = [spawnhelper.spawn(["/bin/sleep", "600"], returnproc=True) for _ in range(count)]
         sizes.append((resident() - size) / count)
+        for process in alive:  # what is measured shall not be how they begin
+            while b") S" not in _stat(process.pid):
+                time.sleep(0.001)
         during = median_of(argv, 300)
         for process in alive:
             process.kill()

@@ -477,10 +477,16 @@ int sh_start_set(const struct sh_request *request, struct sh_process *process,
     return start_once(request, process, made);
 }
 
-int sh_start(const struct sh_request *request, struct sh_process *process) {
+/* The handle may have served an earlier call. */
+void sh_begin(struct sh_process *process) {
     sh_sweep();
     sh_reap_orphans();
+    memset(process, 0, sizeof *process);
     process->started_nsec = sh_now();
+}
+
+int sh_start(const struct sh_request *request, struct sh_process *process) {
+    sh_begin(process);
     return sh_start_set(request, process, NULL);
 }
 
@@ -489,8 +495,7 @@ int sh_run(const struct sh_request *request, struct sh_process *process, int64_t
     int error = sh_start(request, process);
     if (!log)
         return error < 0 ? error : sh_wait(process, nsec);
-    SYS(close, log->pipe_end);
-    log->pipe_end = -1;
+    sh_log_started(log);
     return error < 0 ? error : sh_wait_log(process, nsec, log);
 }
 

@@ -34,6 +34,8 @@ int sh_report_parse(const char *bytes, uint32_t length, struct sh_result *result
 
 /* launch.c */
 
+/* Every start begins with it. */
+void sh_begin(struct sh_process *process);
 /* sh_prepare for a child that will report through a new pipe. */
 struct sh_orders *sh_prepare_report(const struct sh_request *request, struct sh_process *process,
                                     int ends[2], struct sh_isolation *isolation);

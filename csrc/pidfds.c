@@ -3,7 +3,7 @@
  * A child copies the descriptor table, and exec closes in the copy whatever is
  * close-on-exec: 0.08 us for each handle alive. But a child that shares the
  * table can detach without one range of it (close_range with UNSHARE). So all
- * pidfds beyond the first hundred go to a region of high numbers. What is not
+ * pidfds beyond the first few go to a region of high numbers. What is not
  * ours there is looked at before every start: the child must inherit it. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -15,7 +15,7 @@
 #include "sys.h"
 
 enum {
-    LOW = 100,        /* so many may lie anywhere: select(2) and people like small numbers */
+    LOW = 32,         /* so many may lie anywhere: select(2) and people like small numbers */
     REGION = 512,     /* its first number; below it there is room for other people's files */
     MOST_FOREIGN = 64 /* numbers in the region to look at, 0.1 us each */
 };
@@ -76,7 +76,7 @@ static int last_of_ours(void) {
 
 static int stays_behind(int fd) {
     long flags = SYS(fcntl, fd, F_GETFD);
-    return flags < 0 || (flags & FD_CLOEXEC);
+    return flags == -EBADF || (flags >= 0 && (flags & FD_CLOEXEC));
 }
 
 /* Whether a child may leave out these numbers, because it would inherit none of them. */

@@ -78,10 +78,7 @@ static int start_fork(const struct sh_request *request, struct sh_process *proce
 }
 
 int sh_fork(const struct sh_request *request, struct sh_process *process, struct sh_orders **out) {
-    sh_sweep();
-    sh_reap_orphans();
-    process->started_nsec = sh_now();
-    memset(&process->result, 0, sizeof process->result);
+    sh_begin(process);
     if (!request->namespaces && !request->set && !request->cgroup)
         return start_fork(request, process, NULL, out);
     struct sh_isolation *isolation = sh_isolation_open(request, process, NULL, 1);

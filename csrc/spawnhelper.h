@@ -142,17 +142,19 @@ struct sh_process {
     struct sh_result result;
 };
 
-/* The waiting call's copy of the output, for logfile. */
+enum { SH_LOG_BUFFER = 65536 };
+
+/* For logfile: a pipe and where its content goes. Owns its descriptors; 0: none. */
 struct sh_log {
-    int32_t source;                /* read end of the pipe, O_NONBLOCK; -1 when closed */
-    int32_t out;                   /* original fd 1; -1: none */
+    int32_t source;                /* read end of the pipe */
+    int32_t pipe_end;              /* our copy of the write end, until the start */
     int32_t file;                  /* the log */
+    int32_t out;                   /* original fd 1, not owned; -1: none */
     int32_t out_error, file_error; /* first errno of each; that copy ended there */
     uint32_t length, file_done, out_done;
-    int32_t left;     /* bytes still to drain after the command's end; -1: it runs */
-    int32_t pipe_end; /* our copy of the write end until the start; then -1 */
-    char *buffer;
-    uint32_t size;
+    int32_t left;   /* bytes still to drain after the command's end; -1: it runs */
+    uint32_t forks; /* forks before the process that opened it */
+    char buffer[SH_LOG_BUFFER];
 };
 
 /* Everything that the child obeys; built by the parent before the clone. */
@@ -291,7 +293,7 @@ const char *sh_stage_name(int stage);
 int sh_stage_tolerated(int stage);
 /* 0, or a negative errno with process->result filled in. */
 int sh_start(const struct sh_request *request, struct sh_process *process);
-/* sh_start, then sh_wait_log (sh_wait when log is NULL); log->pipe_end is closed between. */
+/* sh_start, then sh_wait_log (sh_wait when log is NULL). */
 int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,
            struct sh_log *log);
 /* The same for a request whose argv and env are given beside it: Python then
@@ -300,6 +302,17 @@ int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t ar
                     uint32_t envc, struct sh_process *process);
 int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
                   uint32_t envc, struct sh_process *process, struct sh_log *log);
+
+/* logpipe.c: memory of zeros is a log with nothing open. */
+
+/* 0 or a negative errno; what was opened is in the log all the same. With
+ * `waits` the reader is to be the waiting call: it must not block in read. */
+int sh_log_open(struct sh_log *log, const char *name, int out, int waits);
+/* The command has the write end; ours would keep the pipe open. */
+void sh_log_started(struct sh_log *log);
+void sh_log_close(struct sh_log *log);
+/* Closes, and frees the memory (sh_allocate). */
+void sh_log_discard(void *log);
 
 /* orders.c */
 
@@ -336,6 +349,8 @@ void sh_release_hold(struct sh_process *process);
 /* The pidfd again, as the caller's own, close-on-exec; a negative errno (ESRCH: ended). */
 int sh_copy_pidfd(struct sh_process *process);
 int sh_mine(const struct sh_process *process);
+/* 1: its end has been seen, and the status is there to be read. */
+int sh_ended(struct sh_process *process);
 
 /* drop.c: handles that go away. */
 

@@ -69,6 +69,42 @@ int sh_reap_failed(int pid, int pidfd) {
     return error < 0 ? 0 : to_status(&info);
 }
 
+/* Last: who sees the state without the lock may read the rest. */
+static void publish(struct sh_process *process, int state) {
+    __atomic_store_n(&process->state, state, __ATOMIC_RELEASE);
+}
+
+int sh_ended(struct sh_process *process) {
+    int state = __atomic_load_n(&process->state, __ATOMIC_ACQUIRE);
+    return state == SH_ENDED || state == SH_LOST;
+}
+
+/* A set dies in a tenth of a millisecond, so that even a look waits for it. */
+enum { SH_SETTLE_NSEC = 20000000 };
+
+/* Under the lock. The command is reaped, which its pid 1 has to wait for
+ * (zap_pid_ns_processes); killing it ends what the command has left. */
+static void end_with(struct sh_process *process, int state) {
+    if (process->set)
+        sh_set_leave(process->set, process);
+    process->set = NULL;
+    if (process->holder == 0) {
+        publish(process, state);
+        return;
+    }
+    process->outcome = state;
+    publish(process, SH_ENDING);
+    sh_kill_holder(process->holder_pidfd);
+}
+
+/* Under the lock. */
+static void try_end(struct sh_process *process) {
+    if (process->state != SH_ENDING || !sh_reap_holder(process->holder_pidfd))
+        return;
+    process->holder = 0;
+    publish(process, process->outcome);
+}
+
 static int64_t to_usec(const struct timeval *time) {
     return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
 }
@@ -82,7 +118,7 @@ static void record(struct sh_process *process, const siginfo_t *info, const stru
         process->usage[i] = rest[i - 2];
     process->has_usage = 1;
     process->ended_nsec = sh_now();
-    process->state = SH_ENDED;
+    end_with(process, SH_ENDED);
 }
 
 /* Since 6.15 a pidfd remembers the wait status of a process that is gone. With
@@ -106,32 +142,9 @@ static int ask_pidfd(const struct sh_process *process, int *status) {
 }
 
 static void record_loss(struct sh_process *process) {
-    process->state = ask_pidfd(process, &process->status) ? SH_ENDED : SH_LOST;
+    int known = ask_pidfd(process, &process->status);
     process->ended_nsec = sh_now();
-}
-
-/* A set dies in a tenth of a millisecond, so that even a look waits for it. */
-enum { SH_SETTLE_NSEC = 20000000 };
-
-/* Under the lock. The command is reaped, which its pid 1 has to wait for
- * (zap_pid_ns_processes); killing it ends what the command has left. */
-static void begin_ending(struct sh_process *process) {
-    if (process->set)
-        sh_set_leave(process->set, process);
-    process->set = NULL;
-    if (process->holder == 0)
-        return;
-    process->outcome = process->state;
-    process->state = SH_ENDING;
-    sh_kill_holder(process->holder_pidfd);
-}
-
-/* Under the lock. */
-static void try_end(struct sh_process *process) {
-    if (process->state != SH_ENDING || !sh_reap_holder(process->holder_pidfd))
-        return;
-    process->holder = 0;
-    process->state = process->outcome;
+    end_with(process, known ? SH_ENDED : SH_LOST);
 }
 
 /* Under the lock. Takes the status if the process has ended; leaves it alone if
@@ -154,8 +167,6 @@ static void try_reap(struct sh_process *process, int flags) {
         record(process, &info, &usage);
         process->zombie = (flags & WNOWAIT) != 0;
     }
-    if (process->state != SH_RUNNING)
-        begin_ending(process);
 }
 
 static int is_over(const struct sh_process *process) {
@@ -257,7 +268,7 @@ static long wait_once(struct sh_process *process, int64_t deadline) {
 
 static int wait_until(struct sh_process *process, int64_t deadline) {
     if (!sh_mine(process))
-        return process->state == SH_ENDED || process->state == SH_LOST ? 1 : -EPERM;
+        return sh_ended(process) ? 1 : -EPERM;
     long ready = 0;
     lock(process);
     if (!is_over(process))
@@ -295,7 +306,7 @@ int sh_reap(struct sh_process *process) {
 
 void sh_end_failed(struct sh_process *process) {
     lock(process);
-    begin_ending(process);
+    end_with(process, SH_NEW);
     unlock(process);
     while (process->state == SH_ENDING)
         wait_until(process, -1);
@@ -313,10 +324,10 @@ int sh_hold(struct sh_process *process) {
     if (!sh_mine(process))
         return -1;
     lock(process);
-    int held = process->state == SH_RUNNING && process->pidfd > 0;
-    process->users += held;
+    int fd = process->state == SH_RUNNING ? pidfd_of(process) : -1;
+    process->users += fd >= 0;
     unlock(process);
-    return held ? process->pidfd : -1;
+    return fd;
 }
 
 void sh_release_hold(struct sh_process *process) {
@@ -425,21 +436,20 @@ static void restore_sigpipe(uint64_t before) {
 }
 
 /* 1: all written, or this sink is lost; 0: time over, or a signal came. */
-static int write_sink(struct sh_log *log, int *fd, uint32_t *done, int *error, int64_t deadline) {
-    while (*fd >= 0 && *done < log->length) {
-        long written = SYS(write, *fd, log->buffer + *done, log->length - *done);
+static int write_sink(struct sh_log *log, int fd, uint32_t *done, int *error, int64_t deadline) {
+    while (fd >= 0 && *error == 0 && *done < log->length) {
+        long written = SYS(write, fd, log->buffer + *done, log->length - *done);
         if (written >= 0) {
             *done += (uint32_t)written;
         } else if (written == -EINTR) {
             return 0;
         } else if (written == -EAGAIN) {
-            struct pollfd sink = {.fd = *fd, .events = POLLOUT};
+            struct pollfd sink = {.fd = fd, .events = POLLOUT};
             long ready = poll_until(&sink, 1, deadline);
             if (ready <= 0)
                 return ready == -EINTR ? 0 : (int)ready;
         } else {
             *error = (int)-written;
-            *fd = -1; /* not ours to close */
         }
     }
     return 1;
@@ -447,9 +457,9 @@ static int write_sink(struct sh_log *log, int *fd, uint32_t *done, int *error, i
 
 /* The file first: a terminal may be slow. */
 static int flush_log(struct sh_log *log, int64_t deadline) {
-    int done = write_sink(log, &log->file, &log->file_done, &log->file_error, deadline);
+    int done = write_sink(log, log->file, &log->file_done, &log->file_error, deadline);
     if (done == 1)
-        done = write_sink(log, &log->out, &log->out_done, &log->out_error, deadline);
+        done = write_sink(log, log->out, &log->out_done, &log->out_error, deadline);
     if (done == 1)
         log->length = log->file_done = log->out_done = 0;
     return done;
@@ -457,7 +467,7 @@ static int flush_log(struct sh_log *log, int64_t deadline) {
 
 static void close_source(struct sh_log *log) {
     SYS(close, log->source);
-    log->source = -1;
+    log->source = 0;
 }
 
 /* Once the command has ended only what is in the pipe counts: a daemon that
@@ -505,7 +515,7 @@ static int await_output(struct sh_process *process, struct sh_log *log, int64_t 
 }
 
 static void read_output(struct sh_log *log) {
-    uint32_t wanted = log->size;
+    uint32_t wanted = SH_LOG_BUFFER;
     if (log->left >= 0 && (uint32_t)log->left < wanted)
         wanted = (uint32_t)log->left;
     long length = wanted == 0 ? 0 : SYS(read, log->source, log->buffer, wanted);
@@ -525,7 +535,7 @@ static int copy_output(struct sh_process *process, struct sh_log *log, int64_t d
         int done = flush_log(log, deadline);
         if (done != 1)
             return done;
-        if (log->source < 0)
+        if (log->source == 0)
             return 1;
         if (log->left < 0) {
             done = await_output(process, log, deadline);

@@ -16,6 +16,7 @@ MODES = [
     "close_range",
     "close_range,listing",
     "shared_files",
+    "pidfd_info",
 ]
 
 # These look at the plain path itself, or set features on their own.

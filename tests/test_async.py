@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from conftest import open_fds
+from conftest import needs_pidfd, open_fds
 from spawnhelper import Process, as_completed, spawn, wait_any_async
 
 pytestmark = pytest.mark.core
@@ -240,6 +240,7 @@ def test_import_brings_no_event_loop():
     assert spawn([sys.executable, "-c", program]) == 0
 
 
+@needs_pidfd
 def test_fileno_in_a_loop_of_ones_own():
     trio = pytest.importorskip("trio")
 

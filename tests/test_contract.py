@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import spawnhelper
-from conftest import ROOT
+from conftest import ROOT, open_fds
 from spawnhelper import Stage, _core
 from spawnhelper._spawnhelper import ffi, lib
 
@@ -101,12 +101,13 @@ def test_changelog_knows_this_version():
     assert f"## {spawnhelper.__version__}" in changelog.read_text()
 
 
-def test_the_log_buffer_lives_as_long_as_the_log():
-    log = _core.new_log(-1, -1, -1, -1)
-    import gc
-
-    gc.collect()
-    assert log in _core._log_buffers
+def test_a_log_closes_what_it_opened():
+    before = open_fds()
+    log = _core.new_log()
+    _core.open_log(log, b"/dev/null", -1, True)
+    assert len(open_fds() - before) == 3
+    _core.close_log(log)
+    assert open_fds() == before
+    _core.open_log(log, b"/dev/null", -1, False)
     del log
-    gc.collect()
-    assert len(_core._log_buffers) == 0
+    assert open_fds() == before

@@ -192,8 +192,9 @@ def test_3_a_fork_during_an_id_change_stays_dumpable():
 # 4. A handle answers only in the process that started the child.
 
 
-def test_4_parents_handle_in_a_forked_child():
-    process = spawn(["sleep", "60"], returnproc=True)
+@pytest.mark.parametrize("keywords", [{}, {"logfile": "/dev/null"}], ids=["plain", "logfile"])
+def test_4_parents_handle_in_a_forked_child(keywords):
+    process = spawn(["sleep", "60"], returnproc=True, **keywords)
     pidfd = process.pidfd
 
     def child():

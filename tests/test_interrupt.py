@@ -100,22 +100,25 @@ def test_a_signal_taken_by_another_thread_still_interrupts(strike):
     release = threading.Event()
     thread = threading.Thread(target=release.wait)
     thread.start()
-    times = []
+    sent, delays = [], []
 
     def kick():
-        times.append(time.monotonic())
+        sent.append(time.monotonic())
         signal.pthread_kill(thread.ident, signal.SIGALRM)
 
-    timer = threading.Timer(0.3, kick)
-    timer.start()
     try:
-        with pytest.raises(Struck):
-            spawn(["sleep", "60"])
-        assert time.monotonic() - times[0] < 3
+        with spawn(["sleep", "60"], returnproc=True) as process:
+            for _ in range(10):
+                timer = threading.Timer(0.05, kick)
+                timer.start()
+                with pytest.raises(Struck):
+                    process.wait()
+                delays.append(time.monotonic() - sent[-1])
+                timer.join()
     finally:
         release.set()
         thread.join()
-        timer.join()
+    assert sorted(delays)[len(delays) // 2] < 0.1  # others use this machine, too
 
 
 def test_ctrl_c_in_a_program(tmp_path):

@@ -111,6 +111,26 @@ def test_in_a_forked_child():
         assert os.waitpid(pid, 0) == (pid, 0)
 
 
+def test_a_forked_child_takes_nothing_from_the_parents_iterator():
+    processes = [spawn(SLEEP, returnproc=True) for _ in range(3)]
+    waiter = as_completed(processes)
+    processes[1].kill()
+    os.waitid(os.P_PID, processes[1].pid, os.WEXITED | os.WNOWAIT)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            next(waiter)
+        except RuntimeError:
+            waiter.close()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert next(waiter) is processes[1]
+    for process in processes:
+        process.kill()
+    assert len(list(waiter)) == 2
+
+
 def test_interrupted():
     class Struck(BaseException):
         pass
@@ -130,7 +150,7 @@ def test_interrupted():
 
 
 def test_high_descriptors(many_descriptors, tmp_path):
-    """Beyond a hundred, pidfds move away; what others have there is still inherited."""
+    """Beyond the first few, pidfds move away; what others have there is still inherited."""
     processes = [spawn(SLEEP, returnproc=True) for _ in range(300)]
     try:
         if processes[0].pidfd < 0:

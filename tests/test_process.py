@@ -1,5 +1,6 @@
 """The handle."""
 
+import contextlib
 import gc
 import os
 import select
@@ -12,7 +13,7 @@ import warnings
 
 import pytest
 
-from conftest import needs_pidfd
+from conftest import AVOIDED, needs_pidfd
 from spawnhelper import SpawnError, _core, spawn
 
 pytestmark = pytest.mark.core
@@ -154,7 +155,8 @@ def without_exit_info():
     _core.avoid(avoided)
 
 
-KEEPS_EXIT_INFO = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
+KEEPS_EXIT_INFO = KERNEL >= (6, 15) and "pidfd_info" not in AVOIDED
 
 
 @needs_pidfd
@@ -207,6 +209,13 @@ def test_sigchld_ignored_does_not_hang(without_exit_info):
             spawn("/nonexistent")
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_in_an_exit_stack():
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(spawn(["sleep", "60"], returnproc=True))
+        assert process.poll() is None
+    assert process.returncode == -9
 
 
 def test_no_other_child_is_reaped():

@@ -86,5 +86,6 @@ def test_documented_signature():
     assert names == [
         "mycommand", "env", "opt_name", "fd_pipes", "returnpid", "uid", "gid", "groups", "umask",
         "cwd", "logfile", "path_lookup", "pre_exec", "close_fds", "unshare_net", "unshare_ipc",
-        "unshare_mount", "unshare_pid", "cgroup", "returnproc",
+        "unshare_mount", "unshare_pid", "cgroup", "returnproc", "namespaces", "isolation",
+        "start_new_session", "unshare_user",
     ]  # fmt: skip

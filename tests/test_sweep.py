@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -25,6 +26,11 @@ pytestmark = [
 SLEEP = ["sleep", "60"]
 
 
+# CPython 3.10 itself ends in a segmentation fault some time after a trace function
+# raised inside an exception handler: its record of the handled exception is broken.
+strikes = pytest.mark.skipif(sys.version_info < (3, 11), reason="striking breaks CPython 3.10")
+
+
 def children() -> set[int]:
     """Every child of this process, zombies included."""
     found = set()
@@ -32,6 +38,14 @@ def children() -> set[int]:
         with open(f"/proc/self/task/{task}/children") as file:
             found |= {int(pid) for pid in file.read().split()}
     return found
+
+
+def end_dropped():
+    """Kill and reap the children whose handles are gone."""
+    for pid in _core.list_dropped():
+        os.kill(pid, signal.SIGKILL)
+    while _core.list_dropped():
+        _core.sweep()
 
 
 class Owner:
@@ -50,6 +64,7 @@ class Owner:
             process.kill()
             process.wait()
         self.processes.clear()
+        end_dropped()
 
 
 def waiting(owner):
@@ -85,6 +100,8 @@ def wait_with_timeout(owner):
 
 def several(owner):
     owner.processes += [spawn(["true"], returnproc=True), spawn(["true"], returnproc=True)]
+    for process in owner.processes:  # so that each run takes the same turns
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     for process in as_completed(owner.processes):
         assert process.returncode == 0
 
@@ -103,52 +120,49 @@ def given(owner):
         os.waitpid(pid, 0)
 
 
-def sweep(scenario, every=1, most=100_000):
-    """Strike at each instruction in turn: how many there were, and what was lost."""
-    lost = []
-    scenario(Owner()) if scenario in (waiting, waiting_with_log, failing) else None
-    fds = open_fds()
-    for at in range(1, most, every):
+def given_with_log(owner):
+    for pid in spawn(["true"], returnpid=True, logfile="/dev/null"):
+        os.waitpid(pid, 0)
+
+
+def sweep(scenario, exempt=0):
+    """Strike at each instruction in turn, but the last `exempt`: what was lost."""
+    # Twice: the first one fills caches, and has other instructions.
+    for _ in range(2):
+        owner, striker = Owner(), Striker(0)
+        striker.run(lambda owner=owner: scenario(owner))
+        owner.finish()
+    lost, fds, struck = [], open_fds(), 0
+    for at in range(1, striker.seen + 1 - exempt):
         owner = Owner()
-        striker = Striker(at)
-        struck = striker.run(lambda owner=owner: scenario(owner))
+        struck += Striker(at).run(lambda owner=owner: scenario(owner))
         lost += [(at, pid) for pid in owner.unowned()]
         owner.finish()
         gc.collect(0)
-        _core.sweep()
-        leaked = open_fds() - fds
-        lost += [(at, f"fd {fd}") for fd in leaked]
-        for fd in leaked:
-            os.close(fd)
-        if not struck:
-            return at, lost
-    raise AssertionError("no end")
+        lost += [(at, f"fd {fd}") for fd in open_fds() - fds]
+        if lost:
+            break
+    # It worked; a wait that takes a turn more or less has other instructions.
+    assert lost or struck > 0.9 * (striker.seen - exempt) > 45
+    return lost
 
 
-SCENARIOS = [waiting, starting, with_block, wait, wait_with_timeout, several, failing]
+SCENARIOS = [
+    *(waiting, waiting_with_log, starting, starting_with_log, given, given_with_log),
+    *(with_block, with_pre_exec, wait, wait_with_timeout, several, failing),
+]
 
 
+@strikes
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
 def test_every_instruction(scenario):
-    instructions, lost = sweep(scenario)
-    assert lost == []
-    assert instructions > 50
+    # What comes after the list has its pids is the caller's; README, Limits.
+    exempt = 15 if scenario in (given, given_with_log) else 0
+    assert sweep(scenario, exempt) == []
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("scenario", [given, with_pre_exec], ids=lambda s: s.__name__)
-def test_every_third_instruction_of_slow_ways(scenario):
-    assert sweep(scenario, every=3)[1] == []
-
-
-def test_log_loses_no_child():
-    """Its descriptors have windows of one instruction; children have none."""
-    for scenario in (waiting_with_log, starting_with_log):
-        _, lost = sweep(scenario, every=7)
-        assert [what for what in lost if isinstance(what[1], int)] == []
-
-
+@strikes
 def test_seeded_bug_is_caught(monkeypatch):
     """A start that hands its child over in two steps."""
 
@@ -158,12 +172,13 @@ def test_seeded_bug_is_caught(monkeypatch):
         return os.waitpid(pid, 0)[1] + (handle is None)
 
     monkeypatch.setattr(_spawn, "_run", run)
-    _, lost = sweep(waiting)
+    lost = sweep(waiting)
     assert lost
     for pid in {pid for _, pid in lost}:
         os.waitpid(pid, 0)
 
 
+@strikes
 def test_a_second_exception_during_the_cleanup():
     """Struck while the waiting call ends its child: killed and reaped all the same."""
 
@@ -241,10 +256,6 @@ def test_random_interrupts():
     assert lost == []
     process = None
     gc.collect()
-    dropped = _core.list_dropped()
-    for pid in dropped:
-        os.kill(pid, signal.SIGKILL)
-    while _core.list_dropped():
-        _core.sweep()
+    end_dropped()
     assert children() == set()
     assert open_fds() == fds

@@ -63,18 +63,14 @@ async def wait_for_end(handle: Any) -> None:
     # Each waiter watches a descriptor of its own: a loop keeps one reader for
     # each number, and another thread that reaps closes the handle's.
     fd = _core.copy_pidfd(handle)
-    if fd < 0:
-        await _look_repeatedly(handle)
-        return
-    try:
-        await wait_readable(fd)
-    finally:
-        os.close(fd)
-    if not _core.reap(handle):  # what it has left takes a moment to die
-        await _look_repeatedly(handle)
-
-
-async def _look_repeatedly(handle: Any) -> None:
+    if fd >= 0:
+        try:
+            await wait_readable(fd)
+        finally:
+            os.close(fd)
+    # The only way without a pidfd. With one it has ended; but if somebody traces
+    # it (ptrace(2)), we may reap it only after the tracer did. And what a command
+    # leaves in its pid namespace takes a moment to die.
     pause = _FIRST_PAUSE
     while not _core.reap(handle):
         await _sleep(pause)

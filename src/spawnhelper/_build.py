@@ -56,11 +56,8 @@ struct sh_process {
     struct sh_result result;
 };
 struct sh_log {
-    int32_t source, out, file, out_error, file_error;
-    uint32_t length, file_done, out_done;
-    int32_t left, pipe_end;
-    char *buffer;
-    uint32_t size;
+    int32_t source, pipe_end, file, out, out_error, file_error;
+    ...;
 };
 struct sh_orders { ...; };
 
@@ -84,6 +81,10 @@ int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc
 int sh_find(const char *name, const char *path, const char *cwd, char *buffer, uint32_t size);
 int sh_wait(struct sh_process *process, int64_t nsec);
 int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log);
+int sh_log_open(struct sh_log *log, const char *name, int out, int waits);
+void sh_log_started(struct sh_log *log);
+void sh_log_close(struct sh_log *log);
+void sh_log_discard(void *log);
 int sh_signal(struct sh_process *process, int number);
 int sh_give(struct sh_process *process);
 int sh_give_both(struct sh_process *process, struct sh_process *other);
@@ -97,6 +98,7 @@ void sh_discard(void *process);
 void sh_sweep(void);
 int sh_list_dropped(int32_t *pids, int size);
 int sh_mine(const struct sh_process *process);
+int sh_ended(struct sh_process *process);
 int sh_fork(const struct sh_request *request, struct sh_process *process,
             struct sh_orders **orders);
 int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint32_t *length);
@@ -119,6 +121,7 @@ ffi.set_source(
         "csrc/wait.c",
         "csrc/pidfds.c",
         "csrc/drop.c",
+        "csrc/logpipe.c",
         "csrc/pydrop.c",
         "csrc/pyfork.c",
         "csrc/fdplan.c",

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from signal import SIGTERM
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from . import _errors
 from ._errors import Note
@@ -17,6 +16,7 @@ from ._spawnhelper import ffi, lib
 from ._stages import Stage
 
 _PROCESS = ffi.typeof("struct sh_process *")
+_LOG = ffi.typeof("struct sh_log *")
 _REQUEST = ffi.typeof("struct sh_request *")
 _FDS = ffi.typeof("struct sh_fdpair[]")
 _IDS = ffi.typeof("uint32_t[]")
@@ -26,7 +26,6 @@ _NULL = ffi.NULL
 _NEW: int = lib.SH_NEW
 _RUNNING: int = lib.SH_RUNNING
 _ALIVE = (lib.SH_RUNNING, lib.SH_ENDING)
-_ENDED: int = lib.SH_ENDED
 _LOST: int = lib.SH_LOST
 _LOOKUP: int = lib.SH_LOOKUP
 
@@ -72,8 +71,6 @@ _STANDARD_FDS = _new(_FDS, [(0, 0), (1, 1), (2, 2)])
 
 _LONGEST = 2.0**32  # seconds that fit int64_t nanoseconds; a longer wait is repeated
 
-LOG_BUFFER_SIZE = 65536
-
 Handle = Any  # struct sh_process *: C fills it in, while signals are blocked
 Log = Any  # struct sh_log *
 
@@ -86,6 +83,25 @@ _allocate = ffi.new_allocator(lib.sh_allocate, lib.sh_discard, should_clear_afte
 def new_handle() -> Handle:
     """Memory for one child, before there is one. Dropping it kills and reaps the child."""
     return _allocate(_PROCESS)
+
+
+# Handles of waiting calls that are over. To make and to free one costs more
+# right after a child, when caches are cold, than all else that Python does then.
+_spare: list[Handle] = []
+
+
+def borrow_handle() -> Handle:
+    """A handle without a child, that nobody else sees; a start makes a used one new."""
+    try:
+        return _spare.pop()
+    except IndexError:
+        return new_handle()
+
+
+def give_back(handle: Handle) -> None:
+    """The borrowed handle's child is reaped, and the caller never looks at it again."""
+    if len(_spare) < _MOST_SPARE:
+        _spare.append(handle)
 
 
 def keep(handle: Handle) -> None:
@@ -226,6 +242,8 @@ def run(request: Request, handle: Handle, log: Log | None) -> int:
     argv, argc, env, envc, options, _ = request
     if options.pre_exec is not None:
         start(request, handle)
+        if log is not None:
+            lib.sh_log_started(log)
         wait(handle, None, log)
         return returncode(handle)
     c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
@@ -273,6 +291,7 @@ def reap(handle: Handle) -> bool:
 
 
 _GRACE_SECONDS = 1.0
+_MOST_SPARE = 16
 
 
 def end(handle: Handle) -> None:
@@ -302,8 +321,7 @@ def _wait_error(handle: Handle, error: int) -> BaseException:
 
 def is_ended(handle: Handle) -> bool:
     """Whether its end has been seen."""
-    state: int = handle.state
-    return state in (_ENDED, _LOST)
+    return bool(lib.sh_ended(handle))
 
 
 def pidfd(handle: Handle) -> int:
@@ -362,6 +380,16 @@ def is_running(handle: Handle) -> bool:
     return handle.state in _ALIVE
 
 
+def check_owner(handle: Handle) -> None:
+    """Nothing, if this process started it.
+
+    Raises:
+        RuntimeError: it is the child of another process, from which this one was forked.
+    """
+    if not lib.sh_mine(handle):
+        raise _wait_error(handle, errno.EPERM)
+
+
 def is_ours(handle: Handle) -> bool:
     """Whether a child runs, or waits to be reaped, for which this handle answers."""
     return handle.state in _ALIVE and bool(lib.sh_mine(handle))
@@ -391,8 +419,7 @@ def signal(handle: Handle, number: int) -> None:
     """
     if is_ended(handle):
         return
-    if not lib.sh_mine(handle):
-        raise _wait_error(handle, errno.EPERM)
+    check_owner(handle)
     error = lib.sh_signal(handle, number)
     if error < 0:
         raise OSError(-error, os.strerror(-error))
@@ -417,22 +444,40 @@ def list_dropped() -> list[int]:
     """The pids of children whose handles were dropped, as far as they are not reaped."""
     count: int = lib.sh_list_dropped(_NULL, 0)
     pids = _new("int32_t[]", count)
-    return list(pids)[: lib.sh_list_dropped(pids, count)]
+    found: int = min(count, lib.sh_list_dropped(pids, count))
+    return list(pids)[:found]
 
 
-def new_log(source: int, pipe_end: int, file: int, out: int) -> Log:
-    """State of a copy from the pipe to the log file and the original stdout (-1: none)."""
-    log = _new("struct sh_log *")
-    buffer = _new("char[]", LOG_BUFFER_SIZE)
-    log.source, log.pipe_end, log.file, log.out = source, pipe_end, file, out
-    log.left = -1
-    log.buffer, log.size = buffer, LOG_BUFFER_SIZE
-    _log_buffers[log] = buffer
-    return log
+_allocate_log = ffi.new_allocator(
+    lib.sh_allocate, lib.sh_log_discard, should_clear_after_alloc=False
+)
 
 
-# cffi owns memory by its first cdata; the struct alone would not keep the buffer.
-_log_buffers: WeakKeyDictionary[Log, Any] = WeakKeyDictionary()
+def new_log() -> Log:
+    """A log with nothing open. It closes its descriptors when it goes away."""
+    return _allocate_log(_LOG)
+
+
+def open_log(log: Log, name: bytes, out: int, waits: bool) -> None:
+    """Open the file and a pipe to it, for the waiting call or for a copier.
+
+    Raises:
+        OSError: the log cannot be opened for appending.
+    """
+    while (error := lib.sh_log_open(log, name, out, waits)) == -errno.EINTR:
+        pass  # Python runs signal handlers here
+    if error < 0:
+        raise OSError(-error, os.strerror(-error), os.fsdecode(name))
+
+
+def log_started(log: Log) -> None:
+    """The command has the write end; close ours."""
+    lib.sh_log_started(log)
+
+
+def close_log(log: Log) -> None:
+    """Close what is open."""
+    lib.sh_log_close(log)
 
 
 # ---- namespace sets ----

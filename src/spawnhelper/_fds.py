@@ -41,20 +41,6 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def above_standard(fd: int) -> int:
-    """The same file on a descriptor above 2, close-on-exec; fd itself is closed if it was lower.
-
-    A private descriptor on 0, 1 or 2 would be taken for a standard stream by
-    the next spawn of another thread.
-    """
-    if fd > 2:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(fd)
-
-
 def get_open_fds() -> Iterator[int]:
     """Yield the numbers of this process's open descriptors.
 

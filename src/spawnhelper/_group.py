@@ -20,9 +20,9 @@ _BATCH = 64
 class Completed:
     """Processes in the order of their ends; made by ``as_completed()``.
 
-    An iterator and an asynchronous iterator. Each process is reaped when it is
-    yielded, not before; so what is left when an iteration is given up has
-    neither been reaped nor lost.
+    An iterator and an asynchronous iterator, for one thread or task at a time.
+    Each process is reaped when it is yielded, not before; so what is left when
+    an iteration is given up has neither been reaped nor lost.
     """
 
     def __init__(self, processes: Iterable[Process], timeout: float | None = None) -> None:
@@ -55,23 +55,31 @@ class Completed:
         return len(self._ended) + len(self._watched) + len(self._others)
 
     def _collect(self, seconds: float) -> None:
-        """Wait for the first, take what has ended with it."""
+        """Wait for the first, take what has ended with it.
+
+        Raises:
+            RuntimeError: this process was forked from the one that asked: its epoll is
+                shared, and what is taken from it here would be missing there.
+        """
+        for one in self._watched.values():
+            _core.check_owner(one._handle)
+            break
         for fd, _ in self._epoll.poll(seconds, _BATCH):
             process = self._watched.pop(fd, None)
             if process is not None:
                 self._ended.append(process)
                 _core.release(process._handle)
-        if self._others:
-            running = [process for process in self._others if not _core.reap(process._handle)]
-            self._ended += [process for process in self._others if process not in running]
-            self._others = running
+        others, self._others = self._others, []
+        for process in others:
+            (self._ended if _core.reap(process._handle) else self._others).append(process)
 
     def _take(self) -> Process | None:
-        if not self._ended:
-            return None
-        process = self._ended.pop()
-        _core.reap(process._handle)
-        return process
+        while self._ended:
+            process = self._ended.pop()
+            if _core.reap(process._handle):
+                return process
+            self._others.append(process)  # its tracer (ptrace(2)) must reap it first
+        return None
 
     def _time_left(self, longest: float) -> float:
         """Seconds that may be waited now.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
 
 from . import _core
 from ._errors import LogWarning, spawn_error
-from ._fds import FdMap, above_standard, is_open
+from ._fds import FdMap, is_open
 from ._process import Process
 from ._request import Argument, Request, make_request
 from ._stages import Stage
@@ -32,35 +31,22 @@ def _map_of(request: Request) -> FdMap:
 class LogPipe:
     """A pipe into which the command writes, and where its content goes."""
 
-    def __init__(self, request: Request, logfile: Argument) -> None:
+    def __init__(self, request: Request, logfile: Argument, waits: bool) -> None:
         """Open everything; nothing runs yet.
 
         Raises:
             OSError: the log cannot be opened for appending.
-            ValueError: the fd map lacks 1 or 2.
+            ValueError: the fd map lacks 1 or 2, or the name contains NUL.
         """
+        name = os.fsencode(logfile)
+        if b"\0" in name:
+            raise ValueError("logfile: embedded null byte")
         pairs = _map_of(request)
-        self.out = pairs.get(1, -1)
-        self.file = self.source = self.pipe_end = -1
-        self._log: Any = None
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self.file = above_standard(os.open(logfile, flags, 0o666))
-            self.source, self.pipe_end = os.pipe2(os.O_CLOEXEC)
-            self.source = above_standard(self.source)
-            self.pipe_end = above_standard(self.pipe_end)
-        except BaseException:
-            self.close()
-            raise
+        self.log = _core.new_log()
+        _core.open_log(self.log, name, pairs.get(1, -1), waits)
+        end = self.log.pipe_end
         # Everything that named the original stdout or stderr as its own stays.
-        self.request = request.with_fds({**pairs, 1: self.pipe_end, 2: self.pipe_end})
-
-    def for_waiting_call(self) -> Any:
-        """The copy as the C core runs it while it waits. Takes over the pipe."""
-        os.set_blocking(self.source, False)
-        self._log = _core.new_log(self.source, self.pipe_end, self.file, self.out)
-        self.source = self.pipe_end = -1
-        return self._log
+        self.request = request.with_fds({**pairs, 1: end, 2: end})
 
     def start_copier(self, command: Process) -> Process:
         """A process that copies until the command has ended.
@@ -68,11 +54,11 @@ class LogPipe:
         Raises:
             SpawnError: it could not be started.
         """
-        pipe_end, self.pipe_end = self.pipe_end, -1  # never closed twice
-        os.close(pipe_end)
-        fds = {0: self.source, 3: self.file}
-        if self.out >= 0:
-            fds[1] = self.out
+        log = self.log
+        _core.log_started(log)
+        fds = {0: log.source, 3: log.file}
+        if log.out >= 0:
+            fds[1] = log.out
         if command.pidfd >= 0:
             fds[4] = command.pidfd
         request = make_request([COPIER], env={}, fd_pipes=fds, close_fds=True)
@@ -82,20 +68,12 @@ class LogPipe:
 
     def close(self) -> None:
         """Close what is left, and say what could not be copied."""
-        log, self._log = self._log, None
-        fds = {self.source, self.pipe_end, self.file}  # struck in between, both name the same
-        self.source = self.pipe_end = self.file = -1
-        if log is not None:
-            fds |= {log.source, log.pipe_end}
-            log.source = log.pipe_end = -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
-        if log is not None:
-            for name, error in (("the log", log.file_error), ("stdout", log.out_error)):
-                if error:
-                    warnings.warn(
-                        f"output could not be copied to {name}: {os.strerror(error)}",
-                        LogWarning,
-                        stacklevel=4,
-                    )
+        log = self.log
+        _core.close_log(log)
+        for name, error in (("the log", log.file_error), ("stdout", log.out_error)):
+            if error:
+                warnings.warn(
+                    f"output could not be copied to {name}: {os.strerror(error)}",
+                    LogWarning,
+                    stacklevel=4,
+                )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator
-from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -168,12 +167,12 @@ class Process:
             RuntimeError: this process was forked from the owner, or no event loop runs.
             OSError: no descriptor is free for the duplicate of the pidfd that each wait needs.
         """
-        if not _core.reap(self._handle):
-            from . import _aio
+        from . import _aio
 
+        if not _core.reap(self._handle):
             await _aio.wait_for_end(self._handle)
-        if self._copier is not None:
-            await self._copier.wait_async()
+        if self._copier is not None:  # its status is nobody's business
+            await _aio.wait_for_end(self._copier._handle)
         return _core.returncode(self._handle)
 
     def __await__(self) -> Generator[Any, Any, int]:
@@ -216,14 +215,8 @@ class Process:
             _core.wait(self._copier._handle, _GRACE_SECONDS)
             _core.finish(self._copier._handle)
 
-    if TYPE_CHECKING:
-
-        def __enter__(self) -> Process: ...
-
-    else:
-        # Returns self without Python code: a signal handler may raise wherever a
-        # Python function begins, and there it would strike before the block is entered.
-        __enter__ = property(partial(partial, {}.get, None))
+    def __enter__(self) -> Process:
+        return self
 
     def __exit__(
         self,
@@ -234,7 +227,7 @@ class Process:
         """Kill it if it still runs, and reap it."""
         if _core.is_ours(self._handle):
             _core.finish(self._handle)  # one that may not be killed is left to later starts
-        if self._copier is not None:
+        if self._copier is not None and _core.is_ours(self._copier._handle):
             _core.wait(self._copier._handle, None)
 
     async def __aenter__(self) -> Process:
@@ -249,7 +242,10 @@ class Process:
         """Kill it if it still runs, and reap it; even if this wait is cancelled."""
         if not _core.is_ours(self._handle):
             return
-        self.kill()
+        try:
+            self.kill()
+        except PermissionError:
+            return  # it changed its user: left to later starts
         try:
             await self.wait_async()
         except ChildProcessError:

@@ -47,29 +47,30 @@ def _warn(request: Request, handle: Any, stacklevel: int) -> None:
 
 
 def _run(request: Request, logfile: Argument | None) -> int:
-    handle = _core.new_handle()
-    log = None if logfile is None else LogPipe(request, logfile)
+    handle = _core.borrow_handle()
+    log = None if logfile is None else LogPipe(request, logfile, True)
     try:
         if log is None:
-            returncode = _core.run(request, handle, None)
+            status = _core.run(request, handle, None)
         else:
-            returncode = _core.run(log.request, handle, log.for_waiting_call())
+            status = _core.run(log.request, handle, log.log)
         if request.options.isolation is not None:
             _warn(request, handle, 3)
-        return returncode
     except BaseException:
         _core.end(handle)
         raise
     finally:
         if log is not None:
             log.close()
+    _core.give_back(handle)
+    return status
 
 
 def _start(process: Process, request: Request, logfile: Argument | None) -> None:
     if logfile is None:
         _core.start(request, process._handle)
         return
-    log = LogPipe(request, logfile)
+    log = LogPipe(request, logfile, False)
     try:
         _core.start(log.request, process._handle)
         process._copier = log.start_copier(process)

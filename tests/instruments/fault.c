@@ -7,6 +7,8 @@
  * on, and the child dies of SIGKILL and of a real segmentation fault at each of
  * its calls. After each start: the answer, the stage and the command are as the
  * tables below say; no child, fd, mapping, lock or changed attribute is left.
+ * Then the calls of waiting and signalling fail likewise: the end is known all
+ * the same, once they work again.
  * Prints one JSON object. A second process watches: all signals are blocked
  * during a start, so an alarm would not end one that hangs.
  */
@@ -28,12 +30,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "parent.h"
 #include "spawnhelper.h"
 #include "state.h"
 #include "sys.h"
 
 enum { PARENT, CHILD };
 enum { MAX_CALLS = 256, MAX_FDS = 40, MAX_DENIED = 3, STALL_MS = 2000, POLL_MS = 50 };
+enum { REGION = 512, LOOKED_FDS = 520 }; /* pidfds.c */
 
 static const int errnos[] = {
     EPERM,  ENOENT, EINTR,  EIO,    ENXIO,   E2BIG,        ENOEXEC, EBADF,
@@ -58,6 +62,11 @@ enum set_flags {
     CLOSED_STANDARD = 1 << 2, /* our 0, 1 and 2 are closed */
     COLD = 1 << 3,            /* no pooled scratch */
     HUGE = 1 << 4,            /* a request that no pooled block holds */
+    CROWDED = 1 << 5,         /* we have many pidfds, some of them in their region */
+    FOREIGN = 1 << 6,         /* and between them a file that the command inherits */
+    WAITS = 1 << 7,           /* the faults strike not the start, but what follows */
+    SLEEPS = 1 << 8,          /* the command still runs then */
+    LOGS = 1 << 9,            /* or opening a log */
 };
 
 struct set {
@@ -150,6 +159,17 @@ static const struct set sets[] = {
      .stage = SH_STAGE_CHDIR,
      .error = ENOENT,
      .mode = SH_START_PIPE},
+    {.name = "crowded", .flags = CROWDED},
+    {.name = "crowded, fds", .flags = CROWDED, MAP(plain_map)},
+    {.name = "crowded, a foreign file", .flags = CROWDED | FOREIGN, MAP(swap_map)},
+    {.name = "crowded, by clone", .flags = CROWDED, MAP(swap_map), .mode = SH_START_CLONE},
+    {.name = "ended", .flags = WAITS},
+    {.name = "ended, crowded", .flags = WAITS | CROWDED},
+    {.name = "running", .flags = WAITS | SLEEPS},
+    {.name = "running, crowded", .flags = WAITS | SLEEPS | CROWDED},
+    {.name = "running, by clone", .flags = WAITS | SLEEPS, .mode = SH_START_CLONE},
+    {.name = "log", .flags = LOGS},
+    {.name = "log, standard closed", .flags = LOGS | CLOSED_STANDARD},
     {.name = "ids", .request = IDS | SH_SET_GROUPS, .flags = ROOT},
     {.name = "groups", .request = SH_SET_GROUPS, .flags = ROOT},
     {.name = "ids, own memory",
@@ -419,7 +439,12 @@ static struct expected of_parent(const struct call *call) {
             break;
         }
         if (call->b != F_GETFD || (set->request & SH_STANDARD_FDS))
-            break; /* the pidfd stays where it is; a copy of the table is taken */
+            break;               /* the pidfd stays where it is; a copy of the table is taken */
+        if (call->a >= REGION) { /* whether somebody else has it */
+            if ((set->flags & FOREIGN) && fault.error == EBADF)
+                expected.outcome = DROPS;
+            break;
+        }
         expected.outcome = FAILS;
         expected.stage = SH_STAGE_FDS;
         expected.error = EBADF;
@@ -479,7 +504,8 @@ static int is_fatal(const struct call *call) {
 
 /* What a start may not change. */
 struct attributes {
-    int fds[MAX_FDS]; /* F_GETFD */
+    int fds[LOOKED_FDS]; /* F_GETFD */
+    int pidfds;          /* how many are counted */
     uint64_t mask;
     int dumpable;
     mode_t umask;
@@ -492,8 +518,9 @@ struct attributes {
 
 static void look(struct attributes *seen) {
     memset(seen, 0, sizeof *seen);
-    for (int fd = 0; fd < MAX_FDS; fd++)
+    for (int fd = 0; fd < LOOKED_FDS; fd++)
         seen->fds[fd] = fcntl(fd, F_GETFD);
+    seen->pidfds = sh_state.pidfd_count;
     sh_raw(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&seen->mask, sizeof seen->mask, 0, 0);
     seen->dumpable = prctl(PR_GET_DUMPABLE);
     seen->umask = umask(0);
@@ -544,6 +571,11 @@ static void build_request(const char *target) {
         .umask = 027,
         .flags = set->request,
     };
+    if (set->flags & SLEEPS) {
+        wanted.request.argv = "sleep\00060";
+        wanted.request.argc = 2;
+        wanted.request.file = "/bin/sleep";
+    }
 }
 
 static void empty_pool(void) {
@@ -569,40 +601,7 @@ struct ran {
     struct attributes after;
 };
 
-static struct ran run(void) {
-    struct ran ran = {0};
-    struct sh_process process = {0};
-    sh_avoid(0);
-    sh_state.start_mode = set->mode;
-    shared->progress++;
-    shared->hits = 0;
-    shared->calls[PARENT] = shared->calls[CHILD] = 0;
-    memset(shared->denials, 0, sizeof shared->denials);
-    if (set->flags & COLD)
-        empty_pool();
-    touched = 0;
-    shared->armed = 1;
-    ran.answer = sh_start(&wanted.request, &process);
-    shared->armed = 0;
-    ran.own_memory = touched == 0;
-    ran.result = process.result;
-    if (ran.answer == 0) {
-        siginfo_t info;
-        int pid = process.pid;
-        if (fault.signal)
-            ran.unwaited = waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) != 0 &&
-                           sh_give(&process) != -ECHILD;
-        ran.ended = sh_wait(&process, -1) == 1 && process.state == SH_ENDED;
-        ran.status = process.status;
-        sh_drop(&process);
-    }
-    while (waitpid(-1, NULL, __WALL) > 0)
-        ran.left++;
-    look(&ran.after);
-    return ran;
-}
-
-/* ---- the verdict ---- */
+/* ---- the report ---- */
 
 static int cases, bad;
 static char *at; /* end of the report */
@@ -633,11 +632,118 @@ static void complain(const char *what, const struct ran *ran) {
              ran->result.error, ran->result.detail, ran->status);
 }
 
+/* ---- one run ---- */
+
+static void reset(void) {
+    sh_avoid(0);
+    sh_state.start_mode = set->mode;
+    shared->progress++;
+    shared->hits = 0;
+    shared->calls[PARENT] = shared->calls[CHILD] = 0;
+    memset(shared->denials, 0, sizeof shared->denials);
+    touched = 0;
+}
+
+/* What a handle's owner does, struck by the fault; then without. */
+static struct ran run_wait(void) {
+    struct ran ran = {0};
+    struct sh_process process = {0};
+    siginfo_t info;
+    reset();
+    ran.answer = sh_start(&wanted.request, &process);
+    int pidfd = process.pidfd;
+    if (!(set->flags & SLEEPS)) /* so that each run makes the same calls */
+        waitid(P_PID, (id_t)process.pid, &info, WEXITED | WNOWAIT);
+    shared->armed = 1;
+    if (set->flags & SLEEPS) {
+        sh_reap(&process);
+        sh_wait(&process, 1000);
+    }
+    int copy = sh_copy_pidfd(&process);
+    int signalled = sh_signal(&process, SIGKILL);
+    shared->armed = 0;
+    if (signalled < 0 && signalled != -fault.error)
+        complain("the signal's answer is wrong", &ran);
+    if (process.pid > 0)
+        kill(process.pid, SIGKILL); /* should the fault have been sh_signal's */
+    waitid(P_PID, (id_t)process.pid, &info, WEXITED | WNOWAIT);
+    shared->armed = 1;
+    sh_wait(&process, 1000);
+    shared->armed = 0;
+    if (copy >= 0)
+        close(copy);
+    if (fault.error == EBADF || fault.error == EINVAL)
+        close(pidfd); /* believed to be somebody else's, and left alone */
+    ran.ended = sh_wait(&process, -1) == 1 && process.state == SH_ENDED;
+    ran.status = process.status;
+    ran.result = process.result;
+    if (!ran.ended && (process.state != SH_LOST || fault.error != ECHILD))
+        complain("the end was not seen", &ran);
+    while (waitpid(-1, NULL, __WALL) > 0)
+        ran.left++;
+    look(&ran.after);
+    return ran;
+}
+
+/* Whatever it opened before a failure, closing it leaves nothing. */
+static struct ran run_log(void) {
+    static struct sh_log log;
+    struct ran ran = {0};
+    memset(&log, 0, sizeof log);
+    reset();
+    shared->armed = 1;
+    int error = sh_log_open(&log, "/dev/null", -1, 1);
+    shared->armed = 0;
+    int must_fail = shared->hits > 0 && fault_number != SYS_close;
+    if (error != (must_fail ? -fault.error : 0))
+        complain("the log's answer is wrong", &ran);
+    if (error == 0 && (log.file <= 2 || log.source <= 2 || log.pipe_end <= 2))
+        complain("a descriptor for the standard streams was taken", &ran);
+    sh_log_close(&log);
+    look(&ran.after);
+    return ran;
+}
+
+static struct ran run(void) {
+    struct ran ran = {0};
+    struct sh_process process = {0};
+    if (set->flags & LOGS)
+        return run_log();
+    if (set->flags & WAITS)
+        return run_wait();
+    reset();
+    if (set->flags & COLD)
+        empty_pool();
+    shared->armed = 1;
+    ran.answer = sh_start(&wanted.request, &process);
+    shared->armed = 0;
+    ran.own_memory = touched == 0;
+    ran.result = process.result;
+    if (ran.answer == 0) {
+        siginfo_t info;
+        int pid = process.pid;
+        if (fault.signal)
+            ran.unwaited = waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) != 0 &&
+                           sh_give(&process) != -ECHILD;
+        ran.ended = sh_wait(&process, -1) == 1 && process.state == SH_ENDED;
+        ran.status = process.status;
+        sh_drop(&process);
+    }
+    while (waitpid(-1, NULL, __WALL) > 0)
+        ran.left++;
+    look(&ran.after);
+    return ran;
+}
+
+/* ---- the verdict ---- */
+
 static void check_attributes(const struct attributes *before, const struct ran *ran,
                              const struct expected *expected) {
     const struct attributes *after = &ran->after;
     if (memcmp(before->fds, after->fds, sizeof before->fds) != 0)
         complain("fds changed", ran);
+    if (before->pidfds != after->pidfds)
+        complain("pidfds were miscounted", ran);
     if (before->mask != after->mask)
         complain("signal mask changed", ran);
     if (before->umask != after->umask || before->uid != after->uid || before->gid != after->gid ||
@@ -666,8 +772,25 @@ static int is_same(const struct ran *clean, const struct ran *ran) {
     return ran->answer == 0 && ran->ended && ran->status == clean->status;
 }
 
+/* Whatever failed: it was reaped, exactly, unless waitid(2) itself said that
+ * there is no such child. */
+static void check_failed_wait(const struct ran *clean, const struct attributes *before) {
+    static const struct expected lost = {SAME, 0, 0, 1, 0}, nothing = {SAME, 0, 0, 0, 0};
+    struct ran ran = run();
+    cases++;
+    check_attributes(before, &ran, ran.ended ? &nothing : &lost);
+    if (shared->hits == 0)
+        complain("the fault did not happen", &ran);
+    if (ran.ended && ran.status != clean->status)
+        complain("the status is wrong", &ran);
+}
+
 static void check_failed_call(const struct ran *clean, const struct call *call,
                               const struct attributes *before) {
+    if (set->flags & (WAITS | LOGS)) {
+        check_failed_wait(clean, before);
+        return;
+    }
     struct ran ran = run();
     struct expected expected = expect(call);
     int failed = is_failure(&ran, expected.stage, expected.error);
@@ -767,6 +890,29 @@ static void sweep_call(const struct ran *clean, const struct call *call,
     fault.signal = 0;
 }
 
+static void limit_fds(rlim_t number) {
+    struct rlimit files = {number, LOOKED_FDS};
+    if (setrlimit(RLIMIT_NOFILE, &files) < 0)
+        abort();
+}
+
+/* Numbers 0 and 2 of the region are ours, 1 is free or foreign. */
+static void crowd(void) {
+    limit_fds(LOOKED_FDS);
+    if (dup3(10, REGION, O_CLOEXEC) < 0 || dup3(10, REGION + 2, O_CLOEXEC) < 0 ||
+        ((set->flags & FOREIGN) && dup3(20, REGION + 1, 0) < 0))
+        abort();
+    sh_state.pidfds[0] = 5;
+    sh_state.pidfd_count = 1000;
+}
+
+static void disperse(void) {
+    for (int fd = REGION; fd < LOOKED_FDS; fd++)
+        close(fd);
+    sh_forget_pidfds();
+    limit_fds(MAX_FDS);
+}
+
 static struct call recorded[2][MAX_CALLS]; /* of the clean run */
 
 static void sweep_set(const char *target, int quick) {
@@ -779,6 +925,8 @@ static void sweep_set(const char *target, int quick) {
         for (int fd = 0; fd <= STDERR_FILENO; fd++)
             if (dup3(fd, 30 + fd, O_CLOEXEC) < 0 || close(fd) < 0)
                 abort();
+    if (set->flags & CROWDED)
+        crowd();
     empty_pool();
     look(&before);
     fault = (struct fault){.nth = -1};
@@ -789,9 +937,10 @@ static void sweep_set(const char *target, int quick) {
     cases++;
     check_attributes(&before, &clean, &nothing);
     if (clean.answer != -set->error || (set->error && clean.result.stage != set->stage) ||
-        !is_same(&clean, &again) || (clean.answer == 0 && !WIFEXITED(clean.status)))
+        (!(set->flags & LOGS) && !is_same(&clean, &again)) ||
+        (clean.answer == 0 && !(set->flags & SLEEPS) && !WIFEXITED(clean.status)))
         complain("the clean run failed", &clean);
-    else if (clean.own_memory != ((set->flags & OWN_MEMORY) != 0))
+    else if (!(set->flags & (WAITS | LOGS)) && clean.own_memory != ((set->flags & OWN_MEMORY) != 0))
         complain("the clean run shared memory or did not, against the plan", &clean);
     else if (calls[CHILD] > MAX_CALLS || calls[PARENT] > MAX_CALLS)
         complain("too many calls", &clean);
@@ -807,17 +956,18 @@ static void sweep_set(const char *target, int quick) {
         for (int fd = 0; fd <= STDERR_FILENO; fd++)
             if (dup2(30 + fd, fd) < 0 || close(30 + fd) < 0)
                 abort();
+    if (set->flags & CROWDED)
+        disperse();
 }
 
 static void prepare(int unprivileged) {
     /* 1: no dump, not even to a pipe (core(5)). */
-    struct rlimit core = {1, 1}, files = {MAX_FDS, MAX_FDS};
+    struct rlimit core = {1, 1};
     if (setrlimit(RLIMIT_CORE, &core) < 0)
         abort();
     for (int fd = STDERR_FILENO + 1; fd < 4096; fd++)
         close(fd);
-    if (setrlimit(RLIMIT_NOFILE, &files) < 0)
-        abort();
+    limit_fds(MAX_FDS);
     static const int numbers[] = {10, 11, 12, 13, 14, 20, 21};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         int fd = memfd_create("fault", MFD_CLOEXEC);

@@ -8,7 +8,7 @@
 #include "sys.h"
 
 #ifndef PLAIN
-enum { FDS = 64, GROUPS = 64, PATH = 4096 };
+enum { FDS = 520, GROUPS = 64, PATH = 4096 };
 
 static uint64_t digest = 14695981039346656037ULL;
 

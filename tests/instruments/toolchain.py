@@ -27,6 +27,7 @@ CORE = [
         "wait.c",
         "pidfds.c",
         "drop.c",
+        "logpipe.c",
         "fdplan.c",
         "isolate.c",
         "sets.c",
