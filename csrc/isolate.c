@@ -301,20 +301,24 @@ int sh_isolation_hold_here(struct sh_isolation *isolation, struct sh_orders *ord
 
 /* ---- the end of a start ---- */
 
+static int has_ended(const struct sh_birth *birth) {
+    struct pollfd fd = {.fd = birth->pidfd, .events = POLLIN};
+    struct timespec none = {0, 0};
+    return birth->pid > 0 && birth->pidfd > 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) > 0;
+}
+
 /* The kernel clears the word when a process that shares our memory leaves it. */
 static void await_departure(struct sh_birth *birth) {
     uint32_t busy;
+    if (*(volatile int32_t *)&birth->pid <= 0)
+        return; /* never born: PARENT_SETTID comes first */
     while ((busy = *(volatile uint32_t *)&birth->busy) != 0)
         sh_raw(SYS_futex, (long)&birth->busy, SH_FUTEX_WAIT, (long)busy, 0, 0, 0);
 }
 
 static void kill_birth(const struct sh_birth *birth) {
-    if (birth->pid <= 0)
-        return;
-    if (birth->pidfd > 0)
-        SYS(pidfd_send_signal, birth->pidfd, SIGKILL, NULL, 0);
-    else /* not reaped yet: it cannot be another's */
-        SYS(kill, birth->pid, SIGKILL);
+    if (birth->pid > 0)
+        sh_kill_holder(birth->pid, birth->pidfd);
 }
 
 static int reap_birth(struct sh_birth *birth) {
@@ -346,12 +350,28 @@ static void blame_holder(struct sh_result *result, const struct sh_births *birth
     result->detail = result->stage == SH_STAGE_FDS ? SH_SHARED_FILES_REFUSED : SH_NEWPID;
 }
 
+static void blame_death(struct sh_result *result, int status) {
+    result->error = ECHILD;
+    result->detail = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+/* No memory is what fork says in a pid namespace whose pid 1 has ended (fork(2)). */
+static void blame_pid_one(struct sh_isolation *isolation, struct sh_result *result, int ended) {
+    if (isolation->set)
+        sh_isolation_blame(isolation, result);
+    if (!ended)
+        return;
+    result->stage = SH_STAGE_NAMESPACES;
+    result->error = ESRCH;
+}
+
 static int is_done(const struct sh_isolation *isolation, const struct sh_result *result,
                    int status) {
     if (isolation->births->holder_error || result->error || !WIFEXITED(status))
         return 0; /* killed, it did not wait for the command to leave our memory */
     if (isolation->for_set)
-        return isolation->births->holder.pid > 0;
+        return isolation->births->holder_stage == SH_STAGE_EXEC &&
+               !has_ended(&isolation->births->holder);
     return result->stage == SH_STAGE_EXEC && isolation->births->command.pid > 0;
 }
 
@@ -374,14 +394,16 @@ int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *pro
             return 0;
         }
     }
+    int holder_ended = has_ended(&births->holder);
     int killed = undo(births);
-    if (births->holder_error) {
+    if (isolation->made)
+        sh_set_close_fds(isolation->made);
+    if (births->holder_error)
         blame_holder(result, births);
-    } else if (result->error == 0) {
-        int signal = WIFSIGNALED(status) ? WTERMSIG(status) : WTERMSIG(killed);
-        result->error = ECHILD;
-        result->detail = signal;
-    }
+    else if (result->error == 0)
+        blame_death(result, WIFSIGNALED(status) ? status : killed);
+    else if (result->error == ENOMEM && result->stage == SH_STAGE_CLONE)
+        blame_pid_one(isolation, result, holder_ended);
     return -result->error;
 }
 

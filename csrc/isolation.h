@@ -299,7 +299,12 @@ static void tell_holder(orders_t *orders) {
     if (isolation->for_set || isolation->births->holder.pid <= 0)
         return;
     int32_t pid = own_pid();
-    write_all(isolation->line[1], (const char *)&pid, sizeof pid);
+    long error;
+    do
+        error = SYS(write, isolation->line[1], &pid, sizeof pid);
+    while (error == -EINTR);
+    if (error != sizeof pid)
+        fail(orders, SH_STAGE_NAMESPACES, error < 0 ? error : -EIO, SH_NEWPID);
 }
 
 static void furnish(orders_t *orders) {
@@ -387,6 +392,8 @@ static long give_birth(orders_t *orders, uint64_t flags, struct sh_birth *birth,
 static int stage_of_clone(orders_t *orders, long error, uint64_t flags) {
     if (orders->isolation->cgroup_at_birth && sh_is_cgroup_error(error))
         return SH_STAGE_CGROUP;
+    if (error == -EAGAIN || error == -ENOMEM)
+        return SH_STAGE_CLONE;
     return flags & SH_NEWPID ? SH_STAGE_NAMESPACES : SH_STAGE_CLONE;
 }
 
@@ -456,6 +463,7 @@ static void become_holder(void *argument) {
         furnish(orders);
     arrange_holder_fds(orders);
     SYS(chdir, "/");
+    isolation->births->holder_stage = SH_STAGE_EXEC;
     long error = SYS(execveat, 2, "", argv, env, SH_AT_EMPTY_PATH);
     fail_holder(orders, SH_STAGE_NAMESPACES, error);
 }
@@ -472,11 +480,14 @@ long sh_make_holder(orders_t *orders) {
         flags |= CLONE_FILES;
     if (isolation->by_clone && isolation->fresh & SH_NEWPID)
         flags |= SH_NEWPID;
-    struct sh_birth *holder = &isolation->births->holder;
-    long pid = give_birth(orders, flags, holder, isolation->holder_stack, become_holder);
-    if (pid < 0)
+    struct sh_births *births = isolation->births;
+    uint32_t before = births->namespaces;
+    births->namespaces |= isolation->fresh & SH_NEWPID; /* before it furnishes its set */
+    long pid = give_birth(orders, flags, &births->holder, isolation->holder_stack, become_holder);
+    if (pid < 0) {
+        births->namespaces = before;
         return pid;
-    isolation->births->namespaces |= isolation->fresh & SH_NEWPID;
+    }
     return 0;
 }
 

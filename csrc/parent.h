@@ -95,10 +95,12 @@ void sh_set_unuse(struct sh_set *set);
 void sh_set_join(struct sh_set *set);
 void sh_set_leave(struct sh_set *set, struct sh_process *process);
 void sh_set_take(struct sh_set *set, struct sh_isolation *isolation);
-void sh_kill_holder(int pidfd);
+void sh_set_close_fds(struct sh_set *set);
+/* SIGKILL for a child that is not reaped yet. */
+void sh_kill_holder(int pid, int pidfd);
 /* 1: it is gone. */
-int sh_reap_holder(int pidfd);
-void sh_reap_later(int pidfd);
+int sh_reap_holder(int pid, int32_t *pidfd);
+void sh_reap_later(int pid, int pidfd);
 void sh_reap_orphans(void);
 
 /* drop.c, pidfds.c: the child of a fork owns nothing. */

@@ -20,17 +20,35 @@ static void unlock(struct sh_set *set) { sh_unlock((_Atomic uint32_t *)&set->loc
 
 /* ---- holders to be reaped later ---- */
 
-int sh_reap_holder(int pidfd) {
-    siginfo_t info = {0};
-    long error = SYS(waitid, P_PIDFD, pidfd, &info, WEXITED | WNOHANG | __WALL, NULL);
-    return error < 0 ? error != -EINTR : info.si_pid != 0; /* ECHILD: somebody else did */
+static long look(int type, int id, siginfo_t *info, int flags) {
+    memset(info, 0, sizeof *info);
+    return SYS(waitid, type, id, info, WEXITED | WNOHANG | __WALL | flags, NULL);
 }
 
-void sh_kill_holder(int pidfd) { SYS(pidfd_send_signal, pidfd, SIGKILL, NULL, 0); }
+/* ECHILD: somebody else did it. */
+int sh_reap_holder(int pid, int32_t *pidfd) {
+    siginfo_t info;
+    long error = *pidfd > 0 ? look(P_PIDFD, *pidfd, &info, 0) : -EBADF;
+    if (error == -EBADF || error == -EINVAL) {
+        if (*pidfd > 0)
+            sh_disown_pidfd(*pidfd); /* closed behind our back: no longer ours to close */
+        *pidfd = 0;
+        error = look(P_PID, pid, &info, 0);
+    }
+    return error == 0 ? info.si_pid != 0 : error == -ECHILD;
+}
+
+/* By pid where a filter denies the other: it is ours until it is reaped. */
+void sh_kill_holder(int pid, int pidfd) {
+    siginfo_t info;
+    long error = pidfd > 0 ? SYS(pidfd_send_signal, pidfd, SIGKILL, NULL, 0) : -EBADF;
+    if (error < 0 && error != -ESRCH && look(P_PID, pid, &info, WNOWAIT) != -ECHILD)
+        SYS(kill, pid, SIGKILL);
+}
 
 struct sh_orphan {
     struct sh_orphan *next;
-    int pidfd;
+    int32_t pid, pidfd;
 };
 
 static void push(struct sh_orphan *orphan) {
@@ -40,14 +58,15 @@ static void push(struct sh_orphan *orphan) {
 }
 
 /* It ends by itself, with its command. */
-void sh_reap_later(int pidfd) {
-    struct sh_orphan *orphan = sh_reap_holder(pidfd) ? NULL : malloc(sizeof *orphan);
-    if (!orphan) {
+void sh_reap_later(int pid, int pidfd) {
+    struct sh_orphan *orphan = sh_reap_holder(pid, &pidfd) ? NULL : malloc(sizeof *orphan);
+    if (orphan) {
+        orphan->pid = pid;
+        orphan->pidfd = pidfd;
+        push(orphan);
+    } else if (pidfd > 0) {
         sh_close_pidfd(pidfd);
-        return;
     }
-    orphan->pidfd = pidfd;
-    push(orphan);
 }
 
 void sh_reap_orphans(void) {
@@ -56,8 +75,9 @@ void sh_reap_orphans(void) {
     struct sh_orphan *orphan = atomic_exchange(&sh_state.orphans, NULL);
     while (orphan) {
         struct sh_orphan *next = orphan->next;
-        if (sh_reap_holder(orphan->pidfd)) {
-            sh_close_pidfd(orphan->pidfd);
+        if (sh_reap_holder(orphan->pid, &orphan->pidfd)) {
+            if (orphan->pidfd > 0)
+                sh_close_pidfd(orphan->pidfd);
             free(orphan);
         } else {
             push(orphan);
@@ -68,7 +88,7 @@ void sh_reap_orphans(void) {
 
 /* ---- preparing ---- */
 
-static void close_fds(struct sh_set *set) {
+void sh_set_close_fds(struct sh_set *set) {
     for (int i = 0; i < SH_NAMESPACE_COUNT; i++) {
         if (set->fds[i] >= 0 && set->fds[i] != set->holder_pidfd)
             SYS(close, set->fds[i]);
@@ -118,7 +138,7 @@ int sh_set_open(struct sh_set *set, uint32_t namespaces, uint32_t flags) {
     int error = sh_start_set(&request, &process, set);
     set->result = process.result;
     if (error < 0) {
-        close_fds(set);
+        sh_set_close_fds(set);
         set->closed = 1;
         return error;
     }
@@ -165,10 +185,10 @@ int sh_set_use(struct sh_set *set) {
 static void settle(struct sh_set *set) {
     if (!set->closed || set->starts > 0)
         return;
-    close_fds(set);
+    sh_set_close_fds(set);
     if (set->commands > 0 || set->holder == 0)
         return;
-    sh_reap_later(set->holder_pidfd);
+    sh_reap_later(set->holder, set->holder_pidfd);
     set->holder = set->holder_pidfd = 0;
 }
 
@@ -212,40 +232,41 @@ void sh_set_leave(struct sh_set *set, struct sh_process *process) {
 
 /* ---- closing ---- */
 
-/* The pidfd to wait for, or 0. */
+/* Whether to wait for the holder. With commands still to be reaped it cannot
+ * finish (zap_pid_ns_processes): then nobody waits for it here. */
 static int begin_close(struct sh_set *set) {
-    int pidfd = 0;
+    int waits = 0;
     lock(set);
-    if (!sh_set_mine(set)) {
-        set->closed = 1; /* the numbers may be anybody's in this process */
-    } else {
-        pidfd = set->holder_pidfd;
+    if (sh_set_mine(set)) { /* else the numbers may be anybody's in this process */
         if (!set->closed)
-            sh_kill_holder(pidfd);
+            sh_kill_holder(set->holder, set->holder_pidfd);
         set->closed = 1;
-        if (set->commands > 0 || set->given > 0 || set->starts > 0) {
-            pidfd = 0;
+        waits = set->holder > 0 && set->commands == 0 && set->given == 0 && set->starts == 0;
+        if (!waits)
             settle(set);
-        }
     }
+    set->closed = 1;
     unlock(set);
-    return pidfd;
+    return waits;
 }
 
-/* With commands still to be reaped the holder cannot finish (zap_pid_ns_processes):
- * then nobody waits for it here. */
+/* Without a pidfd, which the program must have closed, it looks again soon. */
+static long await_holder(int pidfd) {
+    struct pollfd fd = {.fd = pidfd > 0 ? pidfd : -1, .events = POLLIN};
+    struct timespec slice = {.tv_nsec = pidfd > 0 ? SH_SLICE_NSEC : 1000000};
+    return SYS(ppoll, &fd, 1, &slice, NULL, 0);
+}
+
 int sh_set_close(struct sh_set *set) {
-    int pidfd = begin_close(set);
-    if (pidfd <= 0)
+    if (!begin_close(set))
         return 1;
-    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
-    struct timespec slice = {.tv_nsec = SH_SLICE_NSEC};
-    if (SYS(ppoll, &fd, 1, &slice, NULL, 0) <= 0)
+    if (await_holder(set->holder_pidfd) == -EINTR)
         return 0;
     lock(set);
-    if (set->holder > 0 && sh_reap_holder(set->holder_pidfd)) {
-        close_fds(set);
-        sh_close_pidfd(set->holder_pidfd);
+    if (set->holder > 0 && sh_reap_holder(set->holder, &set->holder_pidfd)) {
+        sh_set_close_fds(set);
+        if (set->holder_pidfd > 0)
+            sh_close_pidfd(set->holder_pidfd);
         set->holder = set->holder_pidfd = 0;
     }
     int done = set->holder == 0;

@@ -23,6 +23,10 @@ static int pidfd_of(const struct sh_process *process) {
     return process->pidfd > 0 ? process->pidfd : -1;
 }
 
+static int holder_of(const struct sh_process *process) {
+    return process->holder_pidfd > 0 ? process->holder_pidfd : -1;
+}
+
 static void lock(struct sh_process *process) { sh_lock((_Atomic uint32_t *)&process->lock); }
 static void unlock(struct sh_process *process) { sh_unlock((_Atomic uint32_t *)&process->lock); }
 
@@ -94,12 +98,12 @@ static void end_with(struct sh_process *process, int state) {
     }
     process->outcome = state;
     publish(process, SH_ENDING);
-    sh_kill_holder(process->holder_pidfd);
+    sh_kill_holder(process->holder, process->holder_pidfd);
 }
 
 /* Under the lock. */
 static void try_end(struct sh_process *process) {
-    if (process->state != SH_ENDING || !sh_reap_holder(process->holder_pidfd))
+    if (process->state != SH_ENDING || !sh_reap_holder(process->holder, &process->holder_pidfd))
         return;
     process->holder = 0;
     publish(process, process->outcome);
@@ -249,13 +253,19 @@ static long await_pid(struct sh_process *process, int64_t deadline) {
 /* One stretch of waiting: for the command, or for what it left to end. */
 static long wait_once(struct sh_process *process, int64_t deadline) {
     int ending = process->state == SH_ENDING;
-    struct pollfd fd = {.fd = ending ? process->holder_pidfd : pidfd_of(process), .events = POLLIN};
+    struct pollfd fd = {.fd = ending ? holder_of(process) : pidfd_of(process), .events = POLLIN};
     process->users++;
     unlock(process);
 
     if (ending && deadline >= 0 && deadline < sh_now() + SH_SETTLE_NSEC)
         deadline = sh_now() + SH_SETTLE_NSEC;
-    long ready = fd.fd >= 0 ? poll_until(&fd, 1, deadline) : await_pid(process, deadline);
+    long ready = 1;
+    if (fd.fd >= 0)
+        ready = poll_until(&fd, 1, deadline);
+    else if (!ending)
+        ready = await_pid(process, deadline);
+    else /* its pidfd was closed behind our back: look soon */
+        poll_until(&fd, 1, sh_now() + 1000000);
 
     lock(process);
     process->users--;
@@ -404,7 +414,7 @@ int sh_give(struct sh_process *process) {
         sh_set_leave(process->set, process);
     process->set = NULL;
     if (process->holder)
-        sh_reap_later(process->holder_pidfd);
+        sh_reap_later(process->holder, process->holder_pidfd);
     process->holder = process->holder_pidfd = 0;
     clean_up(process);
     unlock(process);
