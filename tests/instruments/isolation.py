@@ -260,6 +260,13 @@ def none_left(seconds: float, apart_from: tuple[int, ...] = ()) -> list[int]:
         time.sleep(0.002)
 
 
+def reap_helpers() -> None:
+    """After returnpid a holder is reaped by the calls that follow its end."""
+    from spawnhelper import spawn
+
+    await_true(lambda: (spawn("/bin/true"), children_of(os.getpid()))[1] == [])
+
+
 class Gate:
     """Two pipes to a command: it says when it is ready, and waits until it is let go.
 
