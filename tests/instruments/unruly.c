@@ -135,8 +135,11 @@ static void start(const char *behaviour) {
                  {"vforked", run_vforked}};
     for (unsigned i = 0; i < sizeof table / sizeof *table; i++)
         if (strcmp(behaviour, table[i].name) == 0) {
-            if (fork() == 0)
+            pid_t pid = fork();
+            if (pid == 0)
                 table[i].run();
+            if (table[i].run == run_daemon)
+                waitpid(pid, NULL, 0); /* it has left the rest to pid 1 */
             return;
         }
     if (strcmp(behaviour, "bomb") == 0)
