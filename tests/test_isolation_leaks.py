@@ -175,7 +175,7 @@ def test_threads_that_enter_one_set(kinds, ending):
             inside = namespace_of(namespaces.pid)
             assert members(inside) == [namespaces.pid]
             # This thread, and new ones, are where they were.
-            assert spawn(["sh", "-c", f"test $$ -gt 2 -a $(readlink /proc/self) -gt 2"]) == 0
+            assert spawn(["sh", "-c", "test $$ -gt 2 -a $(readlink /proc/self) -gt 2"]) == 0
         ledger.check()
 
     in_host(run)
