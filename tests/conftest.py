@@ -126,6 +126,19 @@ class Probe:
 
 
 @pytest.fixture(scope="session")
+def deny(public_dir):
+    """A launcher that denies system calls."""
+    found = subprocess.run(
+        [*CC, "-E", "-include", "seccomp.h", "-x", "c", "/dev/null"],
+        capture_output=True,
+        check=False,
+    )
+    if found.returncode:
+        pytest.skip("needs libseccomp's header")
+    return compile_c(HERE / "instruments" / "deny.c", public_dir / "deny", "-lseccomp")
+
+
+@pytest.fixture(scope="session")
 def probe(public_dir):
     program = compile_c(HERE / "probe.c", public_dir / "probe")
     program.chmod(0o755)

@@ -1,5 +1,6 @@
-"""cgroup=: joined at birth, by command, holder and grandchildren; or refused in a clear sentence."""
+"""cgroup=: joined at birth, by command, holder and grandchildren; or refused in a sentence."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -54,24 +55,26 @@ def expected_place(cgroup, controller):
 def test_everybody_is_in_it(controller, way, kinds, keywords):
     script = "bash -c 'echo x >&{0}; read x <&{1}; exit 0' & echo x >&{0}; read x <&{1}; exit 3"
     ours = place_of("self", controller)
-    with new_cgroup(controller) as cgroup, open_gate() as gate:
-        with sandbox(way, kinds, cgroup=cgroup, **keywords) as isolated:
-            command = ["bash", "-c", script.format(gate.ready, gate.hold)]
-            with spawn(command, returnproc=True, **isolated) as process:
-                gate.await_ready(2)
-                place = expected_place(cgroup, controller)
-                expected = {process.pid, *children_of(process.pid)}
-                assert len(expected) == 2
-                if "pid" in kinds and way == "one-shot":
-                    expected.add(holder_of(process.pid))
-                assert set(cgroup_members(cgroup)) == expected
-                assert {place_of(pid, controller) for pid in expected} == {place}
-                gate.release()
-                assert process.wait() == 3
-                if "pid" in kinds and way == "one-shot":
-                    assert cgroup_members(cgroup) == []
-            if "pid" not in kinds or way == "reused":
-                await_true(lambda: cgroup_members(cgroup) == [])
+    with contextlib.ExitStack() as stack:
+        cgroup = stack.enter_context(new_cgroup(controller))
+        gate = stack.enter_context(open_gate())
+        isolated = stack.enter_context(sandbox(way, kinds, cgroup=cgroup, **keywords))
+        command = ["bash", "-c", script.format(gate.ready, gate.hold)]
+        with spawn(command, returnproc=True, **isolated) as process:
+            gate.await_ready(2)
+            place = expected_place(cgroup, controller)
+            expected = {process.pid, *children_of(process.pid)}
+            assert len(expected) == 2
+            if "pid" in kinds and way == "one-shot":
+                expected.add(holder_of(process.pid))
+            assert set(cgroup_members(cgroup)) == expected
+            assert {place_of(pid, controller) for pid in expected} == {place}
+            gate.release()
+            assert process.wait() == 3
+            if "pid" in kinds and way == "one-shot":
+                assert cgroup_members(cgroup) == []
+        if "pid" not in kinds or way == "reused":
+            await_true(lambda: cgroup_members(cgroup) == [])
     assert place_of("self", controller) == ours
 
 
@@ -176,13 +179,16 @@ for keywords in ({}, {"unshare_ipc": True}, {"unshare_pid": True}, {"pre_exec": 
 @hierarchies
 def test_entered_sets_keep_their_holder_outside(controller):
     """A set serves commands of any cgroup."""
-    with sandbox("reused", ("pid",)) as keywords, new_cgroup(controller) as one:
-        with new_cgroup(controller) as two:
-            for cgroup in (one, two, one):
-                place = expected_place(cgroup, controller)
-                command = ["grep", "-q", f":{place}$", "/proc/self/cgroup"]
-                assert spawn(command, cgroup=cgroup, **keywords) == 0
-            assert place_of(keywords["namespaces"].pid, controller) == place_of("self", controller)
+    with (
+        sandbox("reused", ("pid",)) as keywords,
+        new_cgroup(controller) as one,
+        new_cgroup(controller) as two,
+    ):
+        for cgroup in (one, two, one):
+            place = expected_place(cgroup, controller)
+            command = ["grep", "-q", f":{place}$", "/proc/self/cgroup"]
+            assert spawn(command, cgroup=cgroup, **keywords) == 0
+        assert place_of(keywords["namespaces"].pid, controller) == place_of("self", controller)
 
 
 # ---- refused ----
@@ -230,7 +236,7 @@ def test_a_directory_that_is_no_cgroup(tmp_path):
 @pytest.mark.core
 @pytest.mark.parametrize("cgroup", ["", b"", "a\0b", 5, ["x"], True, False])
 def test_bad_values(cgroup):
-    with pytest.raises((ValueError, TypeError, FileNotFoundError), match="cgroup|CGROUP"):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=r"cgroup|CGROUP"):
         spawn("true", cgroup=cgroup)
 
 

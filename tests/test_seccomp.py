@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from conftest import CC, HERE, compile_c
-
 CHECKS = """
 import os, subprocess, sys, tempfile, time
 from spawnhelper import SpawnError, Stage, spawn
@@ -80,18 +78,6 @@ CASES += [
     ("EPERM", ("pidfd_open", "pidfd_send_signal")),
     ("EPERM", ("faccessat2", "openat2", "statx")),
 ]
-
-
-@pytest.fixture(scope="module")
-def deny(public_dir):
-    found = subprocess.run(
-        [*CC, "-E", "-include", "seccomp.h", "-x", "c", "/dev/null"],
-        capture_output=True,
-        check=False,
-    )
-    if found.returncode:
-        pytest.skip("needs libseccomp's header")
-    return compile_c(HERE / "instruments" / "deny.c", public_dir / "deny", "-lseccomp")
 
 
 @pytest.mark.parametrize(("error", "names"), CASES, ids=str)
