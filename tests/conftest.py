@@ -87,8 +87,8 @@ def public_dir():
 class Probe:
     """Starts the probe and reads what it saw."""
 
-    # What differs between any two processes.
-    CHANGING = ("pid", "argv")
+    # What differs between any two processes, or at any two times.
+    CHANGING = ("pid", "argv", "processes", "mounts")
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.program = program
