@@ -296,6 +296,7 @@ int sh_isolation_hold_here(struct sh_isolation *isolation, struct sh_orders *ord
         sh_reap_failed(births->holder.pid, births->holder.pidfd);
     int stage = error < 0 ? SH_STAGE_CLONE : births->holder_stage;
     memset(&births->holder, 0, sizeof births->holder);
+    births->holder.pidfd = -1;
     return sh_refuse(process, stage, error < 0 ? (int)-error : births->holder_error, 0);
 }
 
@@ -304,7 +305,7 @@ int sh_isolation_hold_here(struct sh_isolation *isolation, struct sh_orders *ord
 static int has_ended(const struct sh_birth *birth) {
     struct pollfd fd = {.fd = birth->pidfd, .events = POLLIN};
     struct timespec none = {0, 0};
-    return birth->pid > 0 && birth->pidfd > 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) > 0;
+    return birth->pid > 0 && birth->pidfd >= 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) > 0;
 }
 
 /* The kernel clears the word when a process that shares our memory leaves it. */
@@ -324,7 +325,7 @@ static void kill_birth(const struct sh_birth *birth) {
 static int reap_birth(struct sh_birth *birth) {
     if (birth->pid <= 0)
         return 0;
-    return sh_reap_failed(birth->pid, birth->pidfd > 0 ? birth->pidfd : -1);
+    return sh_reap_failed(birth->pid, birth->pidfd);
 }
 
 /* The command first: pid 1 cannot finish dying while a process of its
@@ -385,11 +386,11 @@ int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *pro
     if (is_done(isolation, result, status)) {
         await_departure(&births->command);
         await_departure(&births->holder);
-        if (births->holder_error == 0) {
+        if (births->holder_error == 0 && result->error == 0) {
             if (!isolation->for_set)
                 sh_adopt(process, births->command.pid,
-                         births->command.pidfd > 0 ? births->command.pidfd
-                                                   : sh_pidfd_open(births->command.pid));
+                         births->command.pidfd >= 0 ? births->command.pidfd
+                                                    : sh_pidfd_open(births->command.pid));
             sh_isolation_adopt(isolation, process);
             return 0;
         }
@@ -407,6 +408,12 @@ int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *pro
     return -result->error;
 }
 
+/* Number 0 is a pidfd, too, in a program that closed its stdin. */
+static int place_pidfd(const struct sh_birth *birth) {
+    int pidfd = birth->pidfd >= 0 ? birth->pidfd : sh_pidfd_open(birth->pid);
+    return pidfd < 0 ? 0 : sh_place_pidfd(pidfd);
+}
+
 void sh_isolation_adopt(struct sh_isolation *isolation, struct sh_process *process) {
     struct sh_birth *holder = &isolation->births->holder;
     if (isolation->set) {
@@ -416,8 +423,7 @@ void sh_isolation_adopt(struct sh_isolation *isolation, struct sh_process *proce
     if (holder->pid <= 0 || isolation->for_set)
         return;
     process->holder = holder->pid;
-    process->holder_pidfd =
-        sh_place_pidfd(holder->pidfd > 0 ? holder->pidfd : sh_pidfd_open(holder->pid));
+    process->holder_pidfd = place_pidfd(holder);
 }
 
 /* ---- refusals ---- */

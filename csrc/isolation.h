@@ -227,7 +227,7 @@ static long make_slave(void) { return SYS(mount, 0, "/", 0, MS_REC | MS_SLAVE, 0
 
 /* Below a chroot that is no mount point "/" names no mount. Entering the own
  * mount namespace leads to its real root (setns(2)), from which it does; then back. */
-static long make_slave_from_outside(void) {
+static long make_slave_from_outside(orders_t *orders) {
     long error = -EINVAL;
     int self = (int)SYS(openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
     int root = (int)SYS(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
@@ -236,8 +236,13 @@ static long make_slave_from_outside(void) {
         self = (int)SYS(pidfd_open, own_pid(), 0);
     if (self >= 0 && root >= 0 && cwd >= 0 && SYS(setns, self, SH_NEWNS) == 0) {
         error = make_slave();
-        if (SYS(fchdir, root) < 0 || SYS(chroot, ".") < 0 || SYS(fchdir, cwd) < 0)
-            leave(); /* outside the chroot: it must not go on */
+        long back = SYS(fchdir, root);
+        if (back == 0)
+            back = SYS(chroot, ".");
+        if (back == 0)
+            back = SYS(fchdir, cwd);
+        if (back < 0) /* outside the chroot: it must not go on */
+            fail(orders, SH_STAGE_PROPAGATION, back, 0);
     }
     SYS(close, self);
     SYS(close, root);
@@ -252,7 +257,7 @@ static int stop_propagation(orders_t *orders) {
     enter(orders, SH_STAGE_PROPAGATION);
     long error = make_slave();
     if (error == -EINVAL)
-        error = make_slave_from_outside();
+        error = make_slave_from_outside(orders);
     if (error < 0)
         give_up(orders, SH_STAGE_PROPAGATION, error, 0);
     return error == 0;

@@ -151,7 +151,7 @@ void sh_set_take(struct sh_set *set, struct sh_isolation *isolation) {
     set->namespaces = isolation->births->namespaces;
     set->holder = holder->pid;
     set->holder_pidfd =
-        sh_place_pidfd(holder->pidfd > 0 ? holder->pidfd : sh_pidfd_open(holder->pid));
+        sh_place_pidfd(holder->pidfd >= 0 ? holder->pidfd : sh_pidfd_open(holder->pid));
     set->line = isolation->line[1];
     isolation->line[1] = -1;
 }

@@ -220,7 +220,7 @@ struct sh_set {
 /* What clone3 answers when it is the cgroup that it refuses (clone(2)). */
 static inline int sh_is_cgroup_error(long error) {
     return error == -EACCES || error == -EBUSY || error == -EOPNOTSUPP || error == -ENODEV ||
-           error == -EBADF || error == -EINVAL || error == -E2BIG;
+           error == -EBADF || error == -EINVAL || error == -E2BIG || error == -ENOENT;
 }
 
 /* A process that shares our memory until exec. */

@@ -68,6 +68,8 @@ static int to_status(const siginfo_t *info) {
 int sh_reap_failed(int pid, int pidfd) {
     siginfo_t info;
     long error = reap(pid, pidfd, 0, &info, NULL);
+    if (pidfd >= 0 && (error == -EBADF || error == -EINVAL))
+        error = reap(pid, -1, 0, &info, NULL); /* closed behind our back, or refused */
     if (pidfd >= 0)
         SYS(close, pidfd);
     return error < 0 ? 0 : to_status(&info);
