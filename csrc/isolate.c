@@ -286,7 +286,8 @@ int sh_isolation_hold_here(struct sh_isolation *isolation, struct sh_orders *ord
     struct sh_births *births = isolation->births;
     isolation->clone3 = !sh_avoids(SH_AVOID_CLONE3);
     error = sh_make_holder(orders);
-    if (error < 0 && isolation->clone3) {
+    /* Any other failure may have used up the namespace's first number. */
+    if (isolation->clone3 && (error == -ENOSYS || error == -EPERM || error == -EINVAL)) {
         isolation->clone3 = 0;
         error = sh_make_holder(orders);
     }
