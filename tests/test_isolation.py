@@ -24,6 +24,7 @@ from instruments.isolation import (
     mount,
     mountinfo,
     needs_isolation,
+    needs_pid_namespaces,
     open_gate,
     reap_helpers,
     remove_tree,
@@ -130,6 +131,7 @@ def check_slave(report, kinds):
 
 
 @pytest.mark.core
+@needs_pid_namespaces
 @every_way
 @every_combination
 def test_table(probe, kinds, way):

@@ -24,6 +24,7 @@ from instruments.isolation import (
     in_fork,
     libc,
     needs_isolation,
+    needs_pid_namespaces,
     sandbox,
     unshare_keywords,
 )
@@ -236,6 +237,7 @@ LIMITS |= {"pid": ("pid", "pid"), "uts": ("uts", "net")}
 
 
 @pytest.mark.core
+@needs_pid_namespaces
 @every_way
 @pytest.mark.parametrize("limited", LIMITS)
 def test_limits(probe, limited, way):

@@ -27,6 +27,7 @@ MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 1 << 12, 1 << 14, 1 << 18, 1 << 20
 MNT_DETACH = 2
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 WALL = 0x40000000
+SKIPPED = 77
 CAPABILITIES = {"SYS_CHROOT": 18, "SYS_ADMIN": 21, "NET_ADMIN": 12}
 FULL = "SPAWNHELPER_CAMPAIGN" in os.environ
 libc = ctypes.CDLL(None, use_errno=True)
@@ -44,9 +45,13 @@ def has_capability(name: str) -> bool:
     return False
 
 
+AVOIDED = os.environ.get("SPAWNHELPER_AVOID", "").split(",")
+FORCED = bool({"pidfd", "vfork"} & set(AVOIDED))  # docs/kernels.md: no pid namespaces then
 needs_isolation = pytest.mark.skipif(
-    os.geteuid() != 0 or not has_capability("SYS_ADMIN"), reason="needs root with CAP_SYS_ADMIN"
+    FORCED or os.geteuid() != 0 or not has_capability("SYS_ADMIN"),
+    reason="forced mode without pid namespaces" if FORCED else "needs root with CAP_SYS_ADMIN",
 )
+needs_pid_namespaces = pytest.mark.skipif(FORCED, reason="forced mode without pid namespaces")
 
 
 def check(result: int, what: str) -> None:
@@ -87,7 +92,8 @@ def changed_namespaces(kinds: tuple[str, ...]) -> set[str]:
 
 
 def in_fork(function: Callable[[], object]) -> None:
-    """Run it in a forked process; the test fails if it raises."""
+    """Run it in a forked process; the test fails if it raises, and is skipped if it skips."""
+    start, end = os.pipe()
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -95,15 +101,19 @@ def in_fork(function: Callable[[], object]) -> None:
             function()
             status = 0
         except pytest.skip.Exception as skipped:
-            print(skipped)
-            status = 77
+            os.write(end, str(skipped).encode())
+            status = SKIPPED
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status == 77:
-        pytest.skip("not possible here")
+    os.close(end)
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == SKIPPED:
+            pytest.skip(os.read(start, 4096).decode())
+    finally:
+        os.close(start)
     assert status == 0, "failed in the forked process: see the captured stderr"
 
 
