@@ -284,6 +284,7 @@ int sh_isolation_hold_here(struct sh_isolation *isolation, struct sh_orders *ord
         return 0;
     }
     struct sh_births *births = isolation->births;
+    births->namespaces |= SH_NEWPID;
     isolation->clone3 = !sh_avoids(SH_AVOID_CLONE3);
     error = sh_make_holder(orders);
     /* Any other failure may have used up the namespace's first number. */

@@ -487,7 +487,8 @@ long sh_make_holder(orders_t *orders) {
         flags |= SH_NEWPID;
     struct sh_births *births = isolation->births;
     uint32_t before = births->namespaces;
-    births->namespaces |= isolation->fresh & SH_NEWPID; /* before it furnishes its set */
+    if (isolation->by_clone)
+        births->namespaces |= isolation->fresh & SH_NEWPID; /* before it furnishes its set */
     long pid = give_birth(orders, flags, &births->holder, isolation->holder_stack, become_holder);
     if (pid < 0) {
         births->namespaces = before;

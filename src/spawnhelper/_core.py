@@ -237,15 +237,20 @@ def start(request: Request, handle: Handle) -> None:
         raise _failure(request, handle)
 
 
+def finish_run(handle: Handle, log: Log | None) -> int:
+    """What ``run`` does after the start."""
+    if log is not None:
+        lib.sh_log_started(log)
+    wait(handle, None, log)
+    return returncode(handle)
+
+
 def run(request: Request, handle: Handle, log: Log | None) -> int:
     """Start, wait and copy output in one call without the GIL: the returncode."""
     argv, argc, env, envc, options, _ = request
     if options.pre_exec is not None:
         start(request, handle)
-        if log is not None:
-            lib.sh_log_started(log)
-        wait(handle, None, log)
-        return returncode(handle)
+        return finish_run(handle, log)
     c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
     log_c = _NULL if log is None else log
     done = lib.sh_run_packed(c, argv, argc, env, envc, handle, log_c)

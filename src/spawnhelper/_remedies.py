@@ -51,10 +51,6 @@ _FIXED = {
     (Stage.CGROUP, errno.EAGAIN): "pids.max of the cgroup is reached",
     (Stage.NAMESPACES, errno.ESRCH): "the namespace set has ended: somebody killed its holder",
     (Stage.NAMESPACES, errno.EBADF): "the namespace set is closed",
-    (Stage.NAMESPACES, errno.ENOSYS): (
-        "a pid namespace needs pidfds and a vfork that shares memory, "
-        "which an emulator or a seccomp filter can lack"
-    ),
     (Stage.PROPAGATION, errno.EINVAL): (
         "/ is no mount point and its mount cannot be reached: "
         "bind-mount the chroot's directory on itself"
@@ -104,6 +100,10 @@ def _of_namespaces(error: int, detail: int) -> str | None:
         return _who_refuses("making or entering namespaces", "CAP_SYS_ADMIN", *entering_root)
     if error == errno.ENOSPC:
         return _limit(detail)
+    if error == errno.ENOSYS and _status().get("Seccomp", "0") != "0":
+        return _who_refuses("making or entering namespaces")
+    if error == errno.ENOSYS:
+        return "a pid namespace needs pidfds, and a vfork that shares memory: not under an emulator"
     if error == errno.EINVAL:
         return "the kernel was built without this kind of namespace"
     return None
@@ -136,7 +136,7 @@ def remedy(stage: Stage, error: int, detail: int, program: str | bytes) -> str |
         return found
     if stage is Stage.NAMESPACES:
         return _of_namespaces(error, detail)
-    if error in (errno.EPERM, errno.EACCES):
+    if error in (errno.EPERM, errno.EACCES, errno.ENOSYS):
         return _DELEGATION if stage is Stage.CGROUP else _of_refusal(stage)
     if stage is Stage.EXEC and error == errno.ENOENT and os.path.exists(program):
         return "the file exists; the interpreter that it names does not"

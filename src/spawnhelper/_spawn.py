@@ -50,12 +50,15 @@ def _run(request: Request, logfile: Argument | None) -> int:
     handle = _core.borrow_handle()
     log = None if logfile is None else LogPipe(request, logfile, True)
     try:
-        if log is None:
-            status = _core.run(request, handle, None)
+        if log is not None:
+            request = log.request
+        isolation = request.options.isolation
+        if isolation is not None and isolation.best_effort:
+            _core.start(request, handle)
+            _warn(request, handle, 3)  # now, not after an hour's build
+            status = _core.finish_run(handle, None if log is None else log.log)
         else:
-            status = _core.run(log.request, handle, log.log)
-        if request.options.isolation is not None:
-            _warn(request, handle, 3)
+            status = _core.run(request, handle, None if log is None else log.log)
     except BaseException:
         _core.end(handle)
         raise
