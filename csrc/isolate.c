@@ -305,9 +305,11 @@ int sh_isolation_hold_here(struct sh_isolation *isolation, struct sh_orders *ord
 /* ---- the end of a start ---- */
 
 static int has_ended(const struct sh_birth *birth) {
-    struct pollfd fd = {.fd = birth->pidfd, .events = POLLIN};
-    struct timespec none = {0, 0};
-    return birth->pid > 0 && birth->pidfd >= 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) > 0;
+    siginfo_t info = {0};
+    if (birth->pid <= 0)
+        return 0;
+    long error = SYS(waitid, P_PID, birth->pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL);
+    return error == 0 && info.si_pid != 0;
 }
 
 /* The kernel clears the word when a process that shares our memory leaves it. */
@@ -338,8 +340,8 @@ static int undo(struct sh_births *births) {
     await_departure(&births->command);
     await_departure(&births->holder);
     int status = reap_birth(&births->command);
-    reap_birth(&births->holder);
-    return status;
+    int holder_status = reap_birth(&births->holder);
+    return births->command.pid > 0 ? status : holder_status;
 }
 
 void sh_isolation_undo_holder(struct sh_isolation *isolation) {
@@ -385,6 +387,8 @@ int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *pro
     result->started = 1;
     if (births->directory >= 0)
         SYS(close, births->directory);
+    if (births->file >= 0)
+        SYS(close, births->file);
     if (is_done(isolation, result, status)) {
         await_departure(&births->command);
         await_departure(&births->holder);
@@ -450,7 +454,7 @@ static void reset(struct sh_isolation *isolation) {
     isolation->births = &isolation->own_births;
     memset(isolation->births, 0, sizeof *isolation->births);
     isolation->births->holder.pidfd = isolation->births->command.pidfd = -1;
-    isolation->births->directory = -1;
+    isolation->births->directory = isolation->births->file = -1;
     if (isolation->by_clone)
         isolation->births->namespaces = isolation->fresh & ~(uint32_t)SH_NEWPID;
 }
@@ -495,7 +499,17 @@ int sh_isolation_retry(struct sh_isolation *isolation, struct sh_process *proces
     return again;
 }
 
+/* The pid of a command whose holder had no time to read it would mislead the next. */
+static void drain_line(int line) {
+    struct pollfd fd = {.fd = line, .events = POLLIN};
+    struct timespec none = {0, 0};
+    int32_t pid;
+    while (line >= 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) == 1 && fd.revents & POLLIN)
+        SYS(read, line, &pid, sizeof pid);
+}
+
 void sh_isolation_begin(struct sh_isolation *isolation, struct sh_process *process) {
+    drain_line(isolation->line[0]);
     reset(isolation);
     memset(&process->result, 0, sizeof process->result);
 }

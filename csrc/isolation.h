@@ -73,24 +73,27 @@ static uint32_t write_number(char *text, uint32_t number) {
     return count;
 }
 
-static long write_file(const char *path, const char *text, uint32_t length) {
+/* In the intermediate the table is our parent's, which closes what a death leaves open. */
+static long write_file(orders_t *orders, const char *path, const char *text, uint32_t length) {
     int file = (int)SYS(openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
     if (file < 0)
         return file;
+    orders->isolation->births->file = file;
     long error = SYS(write, file, text, length);
+    orders->isolation->births->file = -1;
     SYS(close, file);
     return error < 0 ? error : 0;
 }
 
 /* "inside outside 1": more than the own id needs privileges outside (user_namespaces(7)). */
-static long map_id(const char *path, uint32_t inside, uint32_t outside) {
+static long map_id(orders_t *orders, const char *path, uint32_t inside, uint32_t outside) {
     char text[32];
     uint32_t length = write_number(text, inside);
     text[length++] = ' ';
     length += write_number(text + length, outside);
     text[length++] = ' ';
     text[length++] = '1';
-    return write_file(path, text, length);
+    return write_file(orders, path, text, length);
 }
 
 /* Who could drop a group could reach what the group is refused (CVE-2014-8989):
@@ -98,11 +101,11 @@ static long map_id(const char *path, uint32_t inside, uint32_t outside) {
 static long map_ids(orders_t *orders) {
     const struct sh_isolation *isolation = orders->isolation;
     int root = (orders->request->flags & SH_USER_ROOT) != 0;
-    long error = map_id("/proc/self/uid_map", root ? 0 : isolation->uid, isolation->uid);
+    long error = map_id(orders, "/proc/self/uid_map", root ? 0 : isolation->uid, isolation->uid);
     if (error == 0)
-        error = write_file("/proc/self/setgroups", "deny", 4);
+        error = write_file(orders, "/proc/self/setgroups", "deny", 4);
     if (error == 0)
-        error = map_id("/proc/self/gid_map", root ? 0 : isolation->gid, isolation->gid);
+        error = map_id(orders, "/proc/self/gid_map", root ? 0 : isolation->gid, isolation->gid);
     return error;
 }
 
@@ -539,6 +542,8 @@ static void make_holder(orders_t *orders) {
     long error = sh_make_holder(orders);
     if (error < 0)
         fail(orders, stage_of_clone(orders, error, isolation->fresh), error, SH_NEWPID);
+    if (isolation->for_set && isolation->births->holder_stage != SH_STAGE_EXEC)
+        leave(); /* it has said why */
     if (isolation->by_clone && pid_wanted)
         follow_holder(orders);
 }

@@ -235,7 +235,9 @@ struct sh_births {
     struct sh_birth holder, command;
     int32_t holder_stage, holder_error;
     uint32_t namespaces; /* SH_NEW* that were had */
-    int32_t directory;   /* /proc/PID/ns, open in our table; -1: none */
+    /* Open in our table, in passing; -1: none. */
+    int32_t directory; /* /proc/PID/ns */
+    int32_t file;      /* an id map */
 };
 
 /* What isolation adds to the orders. */

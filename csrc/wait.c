@@ -159,6 +159,8 @@ static void record_loss(struct sh_process *process) {
 static void try_reap(struct sh_process *process, int flags) {
     if (process->state != SH_RUNNING)
         return;
+    if (process->holder > 0 || process->set)
+        flags = 0; /* its pid 1 waits for us to reap it */
     siginfo_t info;
     struct rusage usage;
     long error = reap(process->pid, pidfd_of(process), WNOHANG | flags, &info, &usage);
