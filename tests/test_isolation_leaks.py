@@ -98,7 +98,6 @@ def test_handles_and_pids(mode, ending):
         for _ in range(SPAWNS):
             started = spawn([ending, "e5"], unshare_pid=True, **{mode: True})
             pid = started[0] if mode == "returnpid" else started.pid
-            inside = namespace_of(pid)
             if mode == "returnpid":
                 assert os.waitpid(pid, 0) == (pid, 5 << 8)
                 # one that is ending, and one or two that wait for the next call
@@ -106,7 +105,6 @@ def test_handles_and_pids(mode, ending):
             else:
                 assert started.wait() == 5
                 assert children_of(os.getpid()) == []
-                assert not inside or members(inside) == []  # its number may soon be another's
         reap_helpers()
         ledger.check()
 
