@@ -58,6 +58,8 @@ void sh_set_holder(const char *path, const char *image, uint32_t size) {
 /* Where the file cannot be reached, in a chroot or after a change of user, its
  * image serves as well. */
 static long open_image(void) {
+    if (program.size == 0)
+        return -ENOENT; /* nor could it be read at import */
     long fd = SYS(memfd_create, "spawnhelper-holder", MFD_CLOEXEC);
     if (fd < 0)
         return fd;
@@ -219,52 +221,60 @@ static int open_fresh(struct sh_isolation *isolation) {
     return open_holder(isolation);
 }
 
+static struct sh_isolation *allocate(const struct sh_request *request, struct sh_set *made,
+                                     int forks) {
+    struct sh_isolation *isolation = calloc(1, sizeof *isolation);
+    if (!isolation)
+        return NULL;
+    isolation->births = &isolation->own_births;
+    isolation->fresh = request->namespaces;
+    isolation->best_effort = (request->flags & SH_BEST_EFFORT) != 0;
+    isolation->forks = isolation->one_by_one = forks;
+    isolation->made = made;
+    isolation->for_set = made != NULL;
+    isolation->uid = geteuid();
+    isolation->gid = getegid();
+    isolation->cgroup = isolation->home = isolation->owner = isolation->program = -1;
+    isolation->ready = isolation->line[0] = isolation->line[1] = -1;
+    return isolation;
+}
+
+static int open_namespaces(struct sh_isolation *isolation, struct sh_set *set) {
+    if (set)
+        return open_set(isolation, set);
+    int error = open_fresh(isolation);
+    if (error == 0 || isolation->for_set ||
+        !is_tolerated(isolation, SH_STAGE_NAMESPACES, -error, SH_NEWPID))
+        return error;
+    drop_pid_namespace(isolation);
+    return 0;
+}
+
 struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct sh_process *process,
                                        struct sh_set *made, int forks) {
+    int stage = SH_STAGE_CGROUP, error = 0;
     int culprit = sh_closed_source(request); /* before its number is taken */
     if (culprit >= 0) {
         sh_refuse(process, SH_STAGE_FDS, EBADF, culprit);
         return NULL;
     }
-    struct sh_isolation *isolation = calloc(1, sizeof *isolation);
+    struct sh_isolation *isolation = allocate(request, made, forks);
     if (!isolation) {
         sh_refuse(process, SH_STAGE_CLONE, ENOMEM, 0);
         return NULL;
     }
-    isolation->births = &isolation->own_births;
-    isolation->fresh = request->namespaces;
-    isolation->best_effort = (request->flags & SH_BEST_EFFORT) != 0;
-    isolation->forks = isolation->one_by_one = forks;
-    if (isolation->fresh & SH_NEWUSER) {
-        isolation->uid = geteuid();
-        isolation->gid = getegid();
-    }
-    isolation->made = made;
-    isolation->for_set = made != NULL;
-    isolation->cgroup = isolation->home = isolation->owner = isolation->program = -1;
-    isolation->ready = isolation->line[0] = isolation->line[1] = -1;
-    int stage = SH_STAGE_CGROUP, error = 0, detail = 0;
     if (request->cgroup)
         error = open_cgroup(isolation, request->cgroup);
-    if (error < 0 && is_tolerated(isolation, stage, -error, 0))
-        error = 0;
-    if (error == 0 && request->set) {
+    if (error == 0 || is_tolerated(isolation, stage, -error, 0)) {
         stage = SH_STAGE_NAMESPACES;
-        error = open_set(isolation, request->set);
-    } else if (error == 0) {
-        stage = SH_STAGE_NAMESPACES;
-        detail = made ? 0 : SH_NEWPID;
-        error = open_fresh(isolation);
-        if (error < 0 && !made && is_tolerated(isolation, stage, -error, SH_NEWPID)) {
-            drop_pid_namespace(isolation);
-            error = 0;
-        }
+        error = open_namespaces(isolation, request->set);
     }
     if (error == 0)
         return isolation;
     if (is_shortage(-error))
         stage = SH_STAGE_CLONE;
-    sh_refuse(process, stage, -error, detail);
+    int names_pid = stage == SH_STAGE_NAMESPACES && isolation->fresh & SH_NEWPID;
+    sh_refuse(process, stage, -error, names_pid ? SH_NEWPID : 0);
     sh_isolation_close(isolation, process);
     return NULL;
 }
@@ -294,11 +304,19 @@ int sh_isolation_leave_home(struct sh_isolation *isolation) {
     return isolation->left_home;
 }
 
-/* It went the same way a moment ago; only memory can be short. */
+/* It went the same way a moment ago; so memory is short, or another thread has
+ * closed the descriptor. A thread that stayed could never fork again. */
 void sh_isolation_return_home(struct sh_isolation *isolation) {
-    if (isolation->home >= 0)
-        while (SYS(setns, isolation->home, SH_NEWPID) == -ENOMEM)
-            SYS(sched_yield);
+    if (isolation->home < 0)
+        return;
+    long error = SYS(setns, isolation->home, SH_NEWPID);
+    for (int tries = 0; error < 0 && tries < 1000; tries++) {
+        SYS(sched_yield);
+        int self = (int)SYS(pidfd_open, (int)getpid(), 0);
+        error = SYS(setns, self, SH_NEWPID);
+        if (self >= 0)
+            SYS(close, self);
+    }
 }
 
 /* For a fork of Python, which no intermediate can make. */
@@ -473,6 +491,7 @@ void sh_isolation_adopt(struct sh_isolation *isolation, struct sh_process *proce
         return;
     process->holder = holder->pid;
     process->holder_pidfd = place_pidfd(holder);
+    process->holder_id = sh_identify(process->holder_pidfd);
 }
 
 /* ---- refusals ---- */

@@ -95,7 +95,10 @@ void sh_set_unuse(struct sh_set *set);
 void sh_set_join(struct sh_set *set);
 void sh_set_leave(struct sh_set *set, struct sh_process *process);
 void sh_set_take(struct sh_set *set, struct sh_isolation *isolation);
+/* What a descriptor stands for, as a number; 0: nothing. */
+uint64_t sh_identify(int fd);
 void sh_set_close_fds(struct sh_set *set);
+void sh_forget_sets(void);
 /* SIGKILL for a child that is not reaped yet. */
 void sh_kill_holder(int pid, int pidfd);
 /* 1: it is gone. */

@@ -42,6 +42,8 @@ int sh_reap_holder(int pid, int32_t *pidfd) {
 /* By pid where a filter denies the other: it is ours until it is reaped. */
 void sh_kill_holder(int pid, int pidfd) {
     siginfo_t info;
+    if (pid <= 0)
+        return; /* nobody yet; kill(2) would take 0 for our whole group */
     long error = pidfd > 0 ? SYS(pidfd_send_signal, pidfd, SIGKILL, NULL, 0) : -EBADF;
     if (error < 0 && error != -ESRCH && look(P_PID, pid, &info, WNOWAIT) != -ECHILD)
         SYS(kill, pid, SIGKILL);
@@ -95,13 +97,13 @@ static uint64_t to_id(const struct stat *status) {
     return (uint64_t)status->st_dev << 40 ^ status->st_ino;
 }
 
-static uint64_t identify(int fd) {
+uint64_t sh_identify(int fd) {
     struct stat status;
     return fd >= 0 && fstat(fd, &status) == 0 ? to_id(&status) : 0;
 }
 
 static void close_ours(int *fd, uint64_t id) {
-    if (*fd >= 0 && (id == 0 || identify(*fd) == id))
+    if (*fd >= 0 && (id == 0 || sh_identify(*fd) == id))
         SYS(close, *fd);
     *fd = -1;
 }
@@ -120,17 +122,50 @@ void sh_set_close_fds(struct sh_set *set) {
  * become strangers' since. */
 static int is_intact(struct sh_set *set) {
     for (int i = 0; i < SH_NAMESPACE_COUNT; i++)
-        if (set->fds[i] >= 0 && identify(set->fds[i]) != set->ids[i])
+        if (set->fds[i] >= 0 && sh_identify(set->fds[i]) != set->ids[i])
             return 0;
-    return set->root < 0 || identify(set->root) == set->root_id;
+    return set->root < 0 || sh_identify(set->root) == set->root_id;
 }
 
 static void check_pidfd(struct sh_set *set) {
-    if (set->holder_pidfd <= 0 || identify(set->holder_pidfd) == set->pidfd_id)
+    if (set->holder_pidfd <= 0 || sh_identify(set->holder_pidfd) == set->pidfd_id)
         return;
     sh_disown_pidfd(set->holder_pidfd);
     set->holder_pidfd = 0;
 }
+
+/* ---- after a fork ---- */
+
+static void enlist(struct sh_set *set) {
+    sh_lock(&sh_state.sets_lock);
+    set->next = sh_state.sets;
+    sh_state.sets = set;
+    sh_unlock(&sh_state.sets_lock);
+}
+
+static void strike_off(struct sh_set *set) {
+    sh_lock(&sh_state.sets_lock);
+    struct sh_set **place = &sh_state.sets;
+    while (*place && *place != set)
+        place = &(*place)->next;
+    if (*place)
+        *place = set->next;
+    sh_unlock(&sh_state.sets_lock);
+}
+
+/* In the child, where the table is still the parent's: its copies would keep
+ * namespaces alive after their owner's close(). */
+void sh_forget_sets(void) {
+    for (struct sh_set *set = sh_state.sets; set; set = set->next) {
+        int pidfd = set->holder_pidfd > 0 ? set->holder_pidfd : -1;
+        sh_set_close_fds(set);
+        close_ours(&pidfd, set->pidfd_id);
+        set->holder_pidfd = 0;
+    }
+    sh_state.sets = NULL;
+}
+
+/* ---- making ---- */
 
 static struct sh_set *allocate(void) {
     struct sh_set *set = calloc(1, sizeof *set);
@@ -145,17 +180,23 @@ static struct sh_set *allocate(void) {
 }
 
 /* Long-lived descriptors stay clear of 0, 1 and 2, which the program may have closed. */
-static void settle_fds(struct sh_set *set) {
+static int settle_fds(struct sh_set *set) {
+    int error = set->holder_pidfd > 0 ? 0 : -EMFILE;
     for (int i = 0; i < SH_NAMESPACE_COUNT; i++) {
         if (!(set->namespaces & sh_namespace_flags[i]))
             continue;
         set->fds[i] = set->fds[i] < 0 ? set->holder_pidfd : sh_off_standard(set->fds[i]);
-        set->ids[i] = identify(set->fds[i]);
+        set->ids[i] = sh_identify(set->fds[i]);
+        if (set->fds[i] < 0)
+            error = -EMFILE;
     }
     set->root = sh_off_standard(set->root);
-    set->root_id = identify(set->root);
-    set->line_id = identify(set->line);
-    set->pidfd_id = identify(set->holder_pidfd);
+    if (set->namespaces & SH_NEWNS && set->root < 0)
+        error = -EMFILE;
+    set->root_id = sh_identify(set->root);
+    set->line_id = sh_identify(set->line);
+    set->pidfd_id = sh_identify(set->holder_pidfd);
+    return error;
 }
 
 struct sh_set *sh_set_new(void) { return allocate(); }
@@ -177,8 +218,14 @@ int sh_set_open(struct sh_set *set, uint32_t namespaces, uint32_t flags) {
         set->closed = 1;
         return error;
     }
-    settle_fds(set);
-    return 0;
+    enlist(set);
+    if (settle_fds(set) == 0)
+        return 0;
+    set->result.stage = SH_STAGE_CLONE;
+    set->result.error = EMFILE;
+    while (sh_set_close(set) == 0)
+        ;
+    return -EMFILE;
 }
 
 void sh_set_take(struct sh_set *set, struct sh_isolation *isolation) {
@@ -237,8 +284,11 @@ static void settle(struct sh_set *set) {
 static void let_go(struct sh_set *set) {
     int last = --set->users == 0;
     unlock(set);
-    if (last)
-        free(set);
+    if (!last)
+        return;
+    strike_off(set);
+    free(set->given);
+    free(set);
 }
 
 void sh_set_unuse(struct sh_set *set) {
@@ -255,16 +305,38 @@ void sh_set_join(struct sh_set *set) {
     unlock(set);
 }
 
+/* Commands that the caller reaps, as far as it has not yet: how many. */
+static int prune_given(struct sh_set *set) {
+    siginfo_t info;
+    int kept = 0;
+    for (int i = 0; i < set->ngiven; i++)
+        if (look(P_PID, set->given[i], &info, WNOWAIT) != -ECHILD)
+            set->given[kept++] = set->given[i];
+    set->ngiven = kept;
+    return kept;
+}
+
+static void note_given(struct sh_set *set, int32_t pid) {
+    if (set->ngiven >= 16 && (set->ngiven & (set->ngiven - 1)) == 0)
+        prune_given(set);
+    int32_t *longer = realloc(set->given, ((size_t)set->ngiven + 1) * sizeof *longer);
+    if (!longer)
+        return; /* close() may then wait for what the caller must do first */
+    set->given = longer;
+    longer[set->ngiven++] = pid;
+}
+
 /* The last command's handle takes the holder of a closed set along. */
 void sh_set_leave(struct sh_set *set, struct sh_process *process) {
     lock(set);
     set->commands--;
     if (process->state == SH_GIVEN)
-        set->given++;
-    else if (set->closed && set->commands == 0 && set->starts == 0 && set->given == 0 &&
-             set->holder > 0) {
+        note_given(set, process->pid);
+    else if (set->closed && set->commands == 0 && set->starts == 0 && set->holder > 0 &&
+             prune_given(set) == 0) {
         process->holder = set->holder;
         process->holder_pidfd = set->holder_pidfd;
+        process->holder_id = set->pidfd_id;
         set->holder = set->holder_pidfd = 0;
     }
     settle(set);
@@ -280,10 +352,11 @@ static int begin_close(struct sh_set *set) {
     lock(set);
     if (sh_set_mine(set)) { /* else the numbers may be anybody's in this process */
         check_pidfd(set);
-        if (!set->closed)
+        if (!set->closed && set->holder > 0)
             sh_kill_holder(set->holder, set->holder_pidfd);
         set->closed = 1;
-        waits = set->holder > 0 && set->commands == 0 && set->given == 0 && set->starts == 0;
+        int blocked = set->commands > 0 || set->starts > 0 || prune_given(set) > 0;
+        waits = set->holder > 0 && !(blocked && set->namespaces & SH_NEWPID);
         if (!waits)
             settle(set);
     }
@@ -306,7 +379,8 @@ int sh_set_close(struct sh_set *set) {
         return 0;
     lock(set);
     if (set->holder > 0 && sh_reap_holder(set->holder, &set->holder_pidfd)) {
-        sh_set_close_fds(set);
+        if (set->starts == 0)
+            sh_set_close_fds(set);
         if (set->holder_pidfd > 0)
             sh_close_pidfd(set->holder_pidfd);
         set->holder = set->holder_pidfd = 0;

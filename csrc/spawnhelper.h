@@ -89,8 +89,8 @@ enum sh_avoid {
     SH_AVOID_CLOSE_RANGE = 1 << 3,
     SH_AVOID_LISTING = 1 << 4, /* /proc/self/fd */
     SH_AVOID_SHARED_FILES = 1 << 5,
-    SH_AVOID_THREAD_SETNS = 1 << 7, /* the calling thread enters no pid namespace */
     SH_AVOID_PIDFD_INFO = 1 << 6,   /* the exit status of a process that somebody else reaped */
+    SH_AVOID_THREAD_SETNS = 1 << 7, /* the calling thread enters no pid namespace */
 };
 
 /* How a command is started; the first that works here, decided once. */
@@ -132,6 +132,7 @@ struct sh_process {
     int32_t outcome; /* the state after SH_ENDING */
     int32_t holder;  /* pid 1 of its pid namespace, our child too; 0: none */
     int32_t holder_pidfd;
+    uint64_t holder_id;   /* what that number stands for */
     struct sh_set *set;   /* the set that it was started into, while it runs */
     int32_t kept;         /* 1: somebody got the handle, so dropping it does not kill the child */
     int32_t has_usage;    /* 1: usage is the command's; somebody else's reaping took it otherwise */
@@ -214,9 +215,11 @@ struct sh_set {
     uint32_t lock;  /* guards what follows */
     int32_t closed;
     int32_t commands; /* handles whose commands run in it */
-    int32_t given;    /* commands that the caller reaps: the holder may wait for them */
-    int32_t starts;   /* under way */
-    int32_t users;    /* the handles, starts under way, and Python's object */
+    int32_t *given;   /* pids of commands that the caller reaps: the holder may wait for them */
+    int32_t ngiven;
+    int32_t starts;      /* under way */
+    int32_t users;       /* the handles, starts under way, and Python's object */
+    struct sh_set *next; /* of all */
     struct sh_result result;
 };
 
@@ -345,7 +348,7 @@ int sh_signal(struct sh_process *process, int number);
 int sh_give(struct sh_process *process);
 /* The same for two (the second may be NULL), so that no exception strikes between. */
 int sh_give_both(struct sh_process *process, struct sh_process *other);
-/* The end, without blocking: as sh_wait(process, 0), but no poll before. */
+/* The end, if it has come: as sh_wait(process, 0), but no poll before. */
 int sh_reap(struct sh_process *process);
 /* The same; does not even wait for the moment in which a namespace set dies. */
 int sh_reap_now(struct sh_process *process);

@@ -13,12 +13,14 @@ static __thread uint32_t sequence_before_fork;
 
 static void before_fork(void) {
     sh_lock(&sh_state.dropped_lock);
+    sh_lock(&sh_state.sets_lock);
     sh_lock(&sh_state.report_lock);
     sequence_before_fork = atomic_load(&sh_state.id_sequence);
 }
 
 static void after_fork_here(void) {
     sh_unlock(&sh_state.report_lock);
+    sh_unlock(&sh_state.sets_lock);
     sh_unlock(&sh_state.dropped_lock);
 }
 
@@ -57,6 +59,8 @@ static void after_fork(void) {
     sh_state.forks++;
     sh_forget_dropped();
     atomic_store(&sh_state.orphans, NULL);
+    sh_forget_sets();
+    atomic_store(&sh_state.sets_lock, 0);
     atomic_store(&sh_state.dropped_lock, 0);
     sh_forget_pidfds();
     restore_dumpable();

@@ -12,6 +12,7 @@ enum { SH_POOL = 16, SH_REPORTS = 64, SH_PIDFDS = 65536 };
 
 struct sh_process;
 struct sh_orphan;
+struct sh_set;
 
 struct sh_state_of_process {
     uint32_t forks; /* forks between the import and this process */
@@ -32,6 +33,8 @@ struct sh_state_of_process {
     struct sh_process *_Atomic dropped;
     struct sh_process *dropped_last;
     _Atomic uint32_t dropped_lock;
+    struct sh_set *sets; /* open ones (sets.c) */
+    _Atomic uint32_t sets_lock;
     struct sh_orphan *_Atomic orphans; /* holders whose commands the caller reaps (sets.c) */
     /* Which numbers of the region hold our pidfds (pidfds.c), and how many we have at all. */
     _Atomic uint64_t pidfds[SH_PIDFDS / 64];

@@ -99,6 +99,10 @@ static void end_with(struct sh_process *process, int state) {
         return;
     }
     process->outcome = state;
+    if (process->holder_pidfd > 0 && sh_identify(process->holder_pidfd) != process->holder_id) {
+        sh_disown_pidfd(process->holder_pidfd); /* closed behind our back */
+        process->holder_pidfd = 0;
+    }
     publish(process, SH_ENDING);
     sh_kill_holder(process->holder, process->holder_pidfd);
 }

@@ -48,6 +48,7 @@ struct sh_process {
     int32_t pid, pidfd, state, status;
     uint32_t forks, lock;
     int32_t users, zombie, report, outcome, holder, holder_pidfd;
+    uint64_t holder_id;
     struct sh_set *set;
     int32_t kept, has_usage;
     int64_t started_nsec, ended_nsec;

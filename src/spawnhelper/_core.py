@@ -403,6 +403,12 @@ def is_running(handle: Handle) -> bool:
     return handle.state in _ALIVE
 
 
+def command_runs(handle: Handle) -> bool:
+    """Whether the command itself has not been seen to end."""
+    state: int = handle.state
+    return state == _RUNNING
+
+
 def check_owner(handle: Handle) -> None:
     """Nothing, if this process started it.
 
@@ -510,8 +516,11 @@ HOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_holder")
 
 def _read_holder() -> tuple[Any, Any]:
     """The holder's path and bytes as C keeps them: a chroot hides the file."""
-    with open(HOLDER, "rb") as file:
-        image = file.read()
+    try:
+        with open(HOLDER, "rb") as file:
+            image = file.read()
+    except OSError:
+        image = b""  # a pid namespace will say so
     path = _new("char[]", os.fsencode(HOLDER))
     bytes_ = _new("char[]", image)
     lib.sh_set_holder(path, bytes_, len(image))

@@ -164,7 +164,7 @@ def failure(
         return spawn_error(stage, error, message, program)
     filename: str | bytes | None = None
     if stage is Stage.CHDIR:
-        filename = os.fsdecode(cwd or b"")
+        filename = None if cwd is None else os.fsdecode(cwd)
     elif stage is Stage.CGROUP:
         filename = os.fsdecode(cgroup or b"")
     elif stage in (Stage.CLONE, Stage.EXEC):

@@ -140,6 +140,7 @@ class Namespaces:
         _core.close_set(self._set)
 
     def __enter__(self) -> Namespaces:
+        _core.check_set(self._set)
         return self
 
     def __exit__(

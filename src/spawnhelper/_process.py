@@ -73,7 +73,7 @@ class Process:
         fd = self.pidfd
         if fd >= 0:
             return fd
-        if _core.is_ended(self._handle):
+        if not _core.command_runs(self._handle):
             raise ValueError(f"process {self.pid} has ended: its pidfd is closed")
         raise ValueError("no pidfd: the kernel lacks pidfd_open or a seccomp filter denies it")
 

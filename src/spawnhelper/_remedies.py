@@ -22,7 +22,10 @@ _NAMESPACES = {
 }
 
 _FIXED = {
-    (Stage.GROUPS, errno.EPERM): "changing groups needs CAP_SETGID",
+    (
+        Stage.GROUPS,
+        errno.EPERM,
+    ): "changing groups needs CAP_SETGID, and in a user namespace that setgroups is allowed",
     (Stage.GID, errno.EPERM): "changing the gid needs CAP_SETGID",
     (Stage.UID, errno.EPERM): "changing the uid needs CAP_SETUID",
     (
@@ -102,24 +105,28 @@ def _limit(flag: int) -> str:
     return f"/proc/sys/user/{limit} is reached, here or in a user namespace above"
 
 
+_UNDUMPABLE = (
+    "this process is undumpable, because it changed its user (PR_SET_DUMPABLE), "
+    "so that its id maps are not its own files"
+)
+_NO_HOLDER = "a pid namespace needs pidfds, and a vfork that shares memory: not under an emulator"
+
+
 def _of_namespaces(error: int, detail: int) -> str | None:
+    call = "making or entering namespaces"
+    found = None
     if error == errno.EPERM:
         entering_root = ("CAP_SYS_CHROOT",) if detail == _MOUNT else ()
-        return _who_refuses("making or entering namespaces", "CAP_SYS_ADMIN", *entering_root)
-    if error == errno.ENOSPC:
-        return _limit(detail)
-    if error == errno.EACCES and namespace_name(detail) == "user":
-        return (
-            "this process is undumpable, because it changed its user (PR_SET_DUMPABLE), "
-            "so that its id maps are not its own files"
-        )
-    if error == errno.ENOSYS and _status().get("Seccomp", "0") != "0":
-        return _who_refuses("making or entering namespaces")
-    if error == errno.ENOSYS:
-        return "a pid namespace needs pidfds, and a vfork that shares memory: not under an emulator"
-    if error == errno.EINVAL:
-        return "the kernel was built without this kind of namespace"
-    return None
+        found = _who_refuses(call, "CAP_SYS_ADMIN", *entering_root)
+    elif error == errno.ENOSPC:
+        found = _limit(detail)
+    elif error == errno.EACCES and namespace_name(detail) == "user":
+        found = _UNDUMPABLE
+    elif error == errno.ENOSYS:
+        found = _NO_HOLDER if _status().get("Seccomp", "0") == "0" else _who_refuses(call)
+    elif error == errno.EINVAL:
+        found = "the kernel was built without this kind of namespace"
+    return found
 
 
 _CALLS = {
