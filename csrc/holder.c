@@ -1,6 +1,7 @@
 /* The holder: keeps a namespace set alive, as pid 1 if it has a pid namespace.
  *
  *   fd 0  pidfd of the owner     fd 1  a pipe: the command's pid (4 bytes), or end of file
+ *   fd 2  an eventfd, which says that we run
  *
  * It ends with the owner, with the command or, if there is none, with the
  * pipe; the kernel then kills everything left in the pid namespace
@@ -12,7 +13,7 @@
 
 #include "sys.h"
 
-enum { OWNER, LINE, COMMAND, COUNT };
+enum { OWNER, LINE, COMMAND, COUNT, READY = 2 };
 
 _Noreturn static void end(void) {
     for (;;)
@@ -37,6 +38,14 @@ static void watch(struct pollfd *fds) {
     SYS(close, LINE);
 }
 
+/* Until exec our memory was the owner's, which nobody in the set may reach. */
+static void announce(void) {
+    uint64_t one = 1;
+    if (SYS(write, READY, &one, sizeof one) != sizeof one)
+        end();
+    SYS(close, READY);
+}
+
 #ifdef __x86_64__
 __attribute__((force_align_arg_pointer)) /* the ABI aligns calls, not the entry */
 #endif
@@ -47,6 +56,7 @@ _Noreturn void _start(void) {
         fds[i].events = POLLIN;
         fds[i].revents = 0;
     }
+    announce();
     for (;;) {
         long ready = SYS(ppoll, fds, COUNT, 0, 0, 0);
         if (ready == -EINTR)

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -38,12 +40,19 @@ static int hold(struct sh_isolation *isolation, int *place, long fd) {
 static struct {
     const char *path, *image;
     size_t size;
+    dev_t device;
+    ino_t inode;
 } program;
 
 void sh_set_holder(const char *path, const char *image, uint32_t size) {
+    struct stat status;
     program.path = path;
     program.image = image;
     program.size = size;
+    if (stat(path, &status) == 0) {
+        program.device = status.st_dev;
+        program.inode = status.st_ino;
+    }
 }
 
 /* Where the file cannot be reached, in a chroot or after a change of user, its
@@ -59,9 +68,12 @@ static long open_image(void) {
     return written < 0 ? written : -EIO;
 }
 
+/* In a chroot the path may lead to somebody's file, which must not run with our rights. */
 static long open_program(void) {
+    struct stat status;
     long fd = SYS(openat, AT_FDCWD, program.path, O_PATH | O_CLOEXEC, 0);
-    if (fd >= 0 && SYS(faccessat, AT_FDCWD, program.path, X_OK) == 0)
+    if (fd >= 0 && fstat((int)fd, &status) == 0 && status.st_dev == program.device &&
+        status.st_ino == program.inode)
         return fd;
     if (fd >= 0)
         SYS(close, fd);
@@ -92,8 +104,18 @@ static int open_holder(struct sh_isolation *isolation) {
     if (error == 0)
         error = hold(isolation, &isolation->program, open_program());
     if (error == 0)
+        error = hold(isolation, &isolation->ready, SYS(eventfd2, 0, O_CLOEXEC));
+    if (error == 0)
         error = open_line(isolation);
     return error == 0 ? take_stacks(isolation) : error;
+}
+
+/* Any directory may hold a file called cgroup.procs. */
+static int is_cgroup(int directory) {
+    enum { CGROUP1 = 0x27e0eb, CGROUP2 = 0x63677270 }; /* linux/magic.h */
+    struct statfs system;
+    return fstatfs(directory, &system) == 0 &&
+           (system.f_type == CGROUP1 || system.f_type == CGROUP2);
 }
 
 static int open_cgroup(struct sh_isolation *isolation, const char *path) {
@@ -103,7 +125,7 @@ static int open_cgroup(struct sh_isolation *isolation, const char *path) {
         return error;
     isolation->cgroup_at_birth =
         sh_start_mode() == SH_START_CLONE3 && !sh_avoids(SH_AVOID_CLONE3) && !isolation->forks;
-    return 0;
+    return isolation->cgroup_at_birth || is_cgroup(isolation->cgroup) ? 0 : -ENOENT;
 }
 
 /* A thread that has entered a pid namespace must be able to return: its every
@@ -132,9 +154,15 @@ void sh_add_notes(struct sh_result *result, const struct sh_note *notes, int cou
         result->notes[result->nnotes++] = notes[i];
 }
 
+static int is_shortage(int error) {
+    return error == EMFILE || error == ENFILE || error == ENOMEM || error == EAGAIN;
+}
+
 static int is_tolerated(struct sh_isolation *isolation, int stage, int error, int detail) {
-    if (!isolation->best_effort || !sh_stage_tolerated(stage))
+    if (!isolation->best_effort || !sh_stage_tolerated(stage) || is_shortage(error))
         return 0;
+    if (isolation->nnotes == SH_NOTES)
+        return 1;
     struct sh_note *note = &isolation->notes[isolation->nnotes++];
     note->stage = stage;
     note->error = error;
@@ -159,6 +187,8 @@ static int open_set(struct sh_isolation *isolation, struct sh_set *set) {
     if (error < 0)
         return error;
     isolation->set = set;
+    isolation->nnotes = (int)set->result.nnotes;
+    memcpy(isolation->notes, set->result.notes, sizeof set->result.notes);
     for (int i = 0; i < SH_NAMESPACE_COUNT; i++)
         note_highest(isolation, set->fds[i]);
     note_highest(isolation, set->root);
@@ -212,7 +242,7 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
     isolation->made = made;
     isolation->for_set = made != NULL;
     isolation->cgroup = isolation->home = isolation->owner = isolation->program = -1;
-    isolation->line[0] = isolation->line[1] = -1;
+    isolation->ready = isolation->line[0] = isolation->line[1] = -1;
     int stage = SH_STAGE_CGROUP, error = 0, detail = 0;
     if (request->cgroup)
         error = open_cgroup(isolation, request->cgroup);
@@ -223,7 +253,7 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
         error = open_set(isolation, request->set);
     } else if (error == 0) {
         stage = SH_STAGE_NAMESPACES;
-        detail = SH_NEWPID;
+        detail = made ? 0 : SH_NEWPID;
         error = open_fresh(isolation);
         if (error < 0 && !made && is_tolerated(isolation, stage, -error, SH_NEWPID)) {
             drop_pid_namespace(isolation);
@@ -232,7 +262,7 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
     }
     if (error == 0)
         return isolation;
-    if (error == -EMFILE || error == -ENFILE || error == -ENOMEM)
+    if (is_shortage(-error))
         stage = SH_STAGE_CLONE;
     sh_refuse(process, stage, -error, detail);
     sh_isolation_close(isolation, process);
@@ -240,8 +270,8 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
 }
 
 void sh_isolation_close(struct sh_isolation *isolation, struct sh_process *process) {
-    int fds[] = {isolation->cgroup,  isolation->home,    isolation->owner,
-                 isolation->program, isolation->line[0], isolation->line[1]};
+    int fds[] = {isolation->cgroup, isolation->home,    isolation->owner,  isolation->program,
+                 isolation->ready,  isolation->line[0], isolation->line[1]};
     for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             SYS(close, fds[i]);
@@ -310,6 +340,17 @@ static int has_ended(const struct sh_birth *birth) {
         return 0;
     long error = SYS(waitid, P_PID, birth->pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL);
     return error == 0 && info.si_pid != 0;
+}
+
+/* A set's holder runs, or has ended, before a command can come near its memory. */
+static void await_ready(const struct sh_isolation *isolation) {
+    const struct sh_birth *holder = &isolation->births->holder;
+    if (isolation->births->holder_stage != SH_STAGE_EXEC)
+        return;
+    struct pollfd fd = {.fd = isolation->ready, .events = POLLIN};
+    struct timespec slice = {.tv_nsec = 5000000};
+    while (SYS(ppoll, &fd, 1, &slice, NULL, 0) <= 0 && !has_ended(holder))
+        ;
 }
 
 /* The kernel clears the word when a process that shares our memory leaves it. */
@@ -384,6 +425,8 @@ int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *pro
     struct sh_births *births = isolation->births;
     struct sh_result *result = &process->result;
     int status = sh_reap_failed(pid, -1);
+    if (isolation->for_set)
+        await_ready(isolation);
     result->started = 1;
     if (births->directory >= 0)
         SYS(close, births->directory);
@@ -459,7 +502,9 @@ static void reset(struct sh_isolation *isolation) {
         isolation->births->namespaces = isolation->fresh & ~(uint32_t)SH_NEWPID;
 }
 
-static int retry_cgroup(struct sh_isolation *isolation, const struct sh_result *result) {
+static int retry_cgroup(struct sh_isolation *isolation, struct sh_result *result) {
+    if (result->error == EBADF && !is_cgroup(isolation->cgroup))
+        result->error = ENOENT;
     /* Before 5.7; and cgroup v1, which only a write can join. */
     if (isolation->cgroup_at_birth &&
         (result->error == EINVAL || result->error == E2BIG || result->error == EBADF)) {
@@ -484,11 +529,17 @@ static int retry_namespaces(struct sh_isolation *isolation, const struct sh_resu
         isolation->one_by_one = 1;
         return 1;
     }
+    /* It was had, but no id could be mapped. */
+    if (result->detail == SH_NEWUSER && isolation->fresh & SH_NEWUSER &&
+        is_tolerated(isolation, SH_STAGE_NAMESPACES, result->error, SH_NEWUSER)) {
+        isolation->fresh &= ~(uint32_t)SH_NEWUSER;
+        return 1;
+    }
     return 0;
 }
 
 int sh_isolation_retry(struct sh_isolation *isolation, struct sh_process *process) {
-    const struct sh_result *result = &process->result;
+    struct sh_result *result = &process->result;
     int again = 0;
     if (result->detail == SH_SHARED_FILES_REFUSED && result->stage == SH_STAGE_FDS)
         return 0; /* sh_start() begins anew */
@@ -499,17 +550,19 @@ int sh_isolation_retry(struct sh_isolation *isolation, struct sh_process *proces
     return again;
 }
 
-/* The pid of a command whose holder had no time to read it would mislead the next. */
-static void drain_line(int line) {
-    struct pollfd fd = {.fd = line, .events = POLLIN};
+/* What a failed try has left would mislead the next: the pid of a command whose
+ * holder had no time to read it, or the word of a holder whose command did not wait. */
+static void drain(int channel) {
+    struct pollfd fd = {.fd = channel, .events = POLLIN};
     struct timespec none = {0, 0};
-    int32_t pid;
-    while (line >= 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) == 1 && fd.revents & POLLIN)
-        SYS(read, line, &pid, sizeof pid);
+    uint64_t word;
+    while (channel >= 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) == 1 && fd.revents & POLLIN)
+        SYS(read, channel, &word, sizeof word);
 }
 
 void sh_isolation_begin(struct sh_isolation *isolation, struct sh_process *process) {
-    drain_line(isolation->line[0]);
+    drain(isolation->ready);
+    drain(isolation->line[0]);
     reset(isolation);
     memset(&process->result, 0, sizeof process->result);
 }

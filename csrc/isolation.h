@@ -212,6 +212,8 @@ static void enter_set(orders_t *orders) {
     if (!set)
         return;
     enter(orders, SH_STAGE_NAMESPACES);
+    if (set->namespaces & SH_NEWUSER)
+        hide_copy(orders);
     if (set->root >= 0 && needs_cwd(orders)) {
         long error = SYS(getcwd, cwd, sizeof cwd);
         if (error < 0)
@@ -253,10 +255,10 @@ static long make_slave_from_outside(orders_t *orders) {
     return error;
 }
 
-/* Mounts made inside stay inside; what the host mounts later arrives. */
+/* Mounts made inside stay inside; what the host mounts later arrives. Whether that holds. */
 static int stop_propagation(orders_t *orders) {
     if (!(orders->isolation->births->namespaces & SH_NEWNS))
-        return 1;
+        return 0;
     enter(orders, SH_STAGE_PROPAGATION);
     long error = make_slave();
     if (error == -EINVAL)
@@ -315,6 +317,22 @@ static void tell_holder(orders_t *orders) {
         fail(orders, SH_STAGE_NAMESPACES, error < 0 ? error : -EIO, SH_NEWPID);
 }
 
+/* Until its exec the holder has our memory, and here are processes that could
+ * read it there (/proc/1/mem). If it dies the kernel kills us, too. */
+static void await_holder(orders_t *orders) {
+    const struct sh_isolation *isolation = orders->isolation;
+    uint64_t count;
+    long error;
+    if (isolation->for_set || isolation->births->holder.pid <= 0)
+        return;
+    enter(orders, SH_STAGE_NAMESPACES);
+    do
+        error = SYS(read, isolation->ready, &count, sizeof count);
+    while (error == -EINTR);
+    if (error < 0)
+        fail(orders, SH_STAGE_NAMESPACES, error, SH_NEWPID);
+}
+
 static void furnish(orders_t *orders) {
     int contained = stop_propagation(orders);
     mount_proc(orders, contained);
@@ -333,6 +351,7 @@ static void isolate(orders_t *orders) {
     if (!orders->isolation->intermediate || !orders->isolation->one_by_one)
         unshare_namespaces(orders, orders->isolation->fresh);
     furnish(orders);
+    await_holder(orders);
 }
 
 /* kill(0, …) and terminal signals from inside reach nobody outside, and the reverse. */
@@ -400,7 +419,7 @@ static long give_birth(orders_t *orders, uint64_t flags, struct sh_birth *birth,
 static int stage_of_clone(orders_t *orders, long error, uint64_t flags) {
     if (orders->isolation->cgroup_at_birth && sh_is_cgroup_error(error))
         return SH_STAGE_CGROUP;
-    if (error == -EAGAIN || error == -ENOMEM)
+    if (error == -EAGAIN || error == -ENOMEM || error == -EMFILE || error == -ENFILE)
         return SH_STAGE_CLONE;
     return flags & SH_NEWPID ? SH_STAGE_NAMESPACES : SH_STAGE_CLONE;
 }
@@ -440,16 +459,18 @@ static void detach_holder_files(orders_t *orders) {
         fail_holder(orders, SH_STAGE_FDS, error);
 }
 
-/* The owner on 0, the line on 1, the program on 2, and nothing else. */
+/* The owner on 0, the line on 1, the eventfd on 2, the program on 3, and nothing else. */
 static void arrange_holder_fds(orders_t *orders) {
     const struct sh_isolation *isolation = orders->isolation;
     long error = SYS(dup3, isolation->owner, 0, 0);
     if (error >= 0)
         error = SYS(dup3, isolation->line[0], 1, 0);
     if (error >= 0)
-        error = SYS(dup3, isolation->program, 2, O_CLOEXEC);
+        error = SYS(dup3, isolation->ready, 2, 0);
     if (error >= 0)
-        error = close_span(orders, 3, INT32_MAX);
+        error = SYS(dup3, isolation->program, SH_HOLDER_PROGRAM, O_CLOEXEC);
+    if (error >= 0)
+        error = close_span(orders, SH_HOLDER_PROGRAM + 1, INT32_MAX);
     if (error < 0)
         fail_holder(orders, SH_STAGE_FDS, error);
 }
@@ -472,7 +493,7 @@ static void become_holder(void *argument) {
     arrange_holder_fds(orders);
     SYS(chdir, "/");
     isolation->births->holder_stage = SH_STAGE_EXEC;
-    long error = SYS(execveat, 2, "", argv, env, SH_AT_EMPTY_PATH);
+    long error = SYS(execveat, SH_HOLDER_PROGRAM, "", argv, env, SH_AT_EMPTY_PATH);
     fail_holder(orders, SH_STAGE_NAMESPACES, error);
 }
 

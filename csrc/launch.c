@@ -161,12 +161,14 @@ static long start_forked(struct sh_orders *orders, int mode, int *pidfd) {
     struct sh_isolation *isolation = orders->isolation;
     struct sh_result *result = (struct sh_result *)orders->result;
     orders->result = &shared->result;
+    orders->own_memory = 1;
     if (isolation) {
         shared->births = isolation->own_births;
         isolation->births = &shared->births;
     }
     long pid = make_child(orders, mode, 0, pidfd);
     orders->result = result;
+    orders->own_memory = 0;
     *result = shared->result;
     if (isolation) {
         isolation->births = &isolation->own_births;
@@ -197,12 +199,18 @@ static int needs_privacy(const struct sh_request *request) {
     return request->flags & (SH_SET_UID | SH_SET_GID) || enters_user_namespace(request);
 }
 
+/* A fresh user namespace exposes nothing, but its id maps are root's files while
+ * we are undumpable (proc_pid_uid_map(5)). */
+static int needs_lock(const struct sh_request *request) {
+    return needs_privacy(request) || request->namespaces & SH_NEWUSER;
+}
+
 /* An id change in a child that shares our memory makes that memory, hence us,
  * undumpable (commit_creds, kernel/cred.c), for ever. We restore the flag, but
  * only when no such child has our memory: its new user could read and write it
  * (process_vm_readv(2)), with all our secrets. Hence one such child at a time. */
 static long start_shared(struct sh_orders *orders, int mode, int *pidfd) {
-    if (!needs_privacy(orders->request))
+    if (!needs_lock(orders->request))
         return make_child(orders, mode, CLONE_VM, pidfd);
     sh_lock(&sh_state.id_lock);
     sh_state.dumpable = (int)SYS(prctl, PR_GET_DUMPABLE);
@@ -214,7 +222,7 @@ static long start_shared(struct sh_orders *orders, int mode, int *pidfd) {
     if (enters_user_namespace(orders->request))
         SYS(prctl, PR_SET_DUMPABLE, 0);
     long pid = make_child(orders, mode, CLONE_VM, pidfd);
-    if (pid >= 0)
+    if (pid >= 0 && orders->guard[1] >= 0)
         await_own_memory(orders);
     if (sh_state.dumpable < 2) /* 2 can only be had from an id change */
         SYS(prctl, PR_SET_DUMPABLE, sh_state.dumpable);
@@ -395,6 +403,7 @@ struct sh_orders *sh_prepare_report(const struct sh_request *request, struct sh_
         return NULL;
     }
     orders->result = &process->result;
+    orders->own_memory = 1;
     orders->clear_signals = 1;
     orders->shared_files = -1;
     return orders;

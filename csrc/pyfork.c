@@ -16,37 +16,51 @@ static void adopt(struct sh_process *process, struct sh_isolation *isolation, pi
         sh_isolation_adopt(isolation, process);
 }
 
+static int leave(struct sh_process *process, struct sh_orders *orders,
+                 struct sh_isolation *isolation) {
+    int error = sh_isolation_hold_here(isolation, orders, process);
+    return error < 0 ? error : sh_isolation_leave_home(isolation);
+}
+
+/* With isolation this thread's children are born elsewhere, but not those of
+ * Python's at-fork hooks. */
+static pid_t fork_isolated(struct sh_process *process, struct sh_orders *orders) {
+    struct sh_isolation *isolation = orders->isolation;
+    if (!isolation)
+        return fork();
+    pid_t pid = leave(process, orders, isolation);
+    if (pid == 0) {
+        pid = fork();
+        if (pid == 0)
+            return 0;
+    } else {
+        errno = -pid;
+        pid = -1;
+    }
+    int error = errno;
+    sh_isolation_return_home(isolation);
+    errno = error;
+    return pid;
+}
+
 /* Python's own fork hooks, as os.fork() runs them; the pid is in the handle
  * before another bytecode can run. */
-static pid_t fork_python(struct sh_process *process, struct sh_isolation *isolation) {
+static pid_t fork_python(struct sh_process *process, struct sh_orders *orders, int writer) {
     PyGILState_STATE state = PyGILState_Ensure();
     PyOS_BeforeFork();
-    pid_t pid = fork();
+    sh_own_report = writer;
+    pid_t pid = fork_isolated(process, orders);
     int error = errno;
+    sh_own_report = -1;
     if (pid == 0) {
         PyOS_AfterFork_Child();
     } else {
         if (pid > 0)
-            adopt(process, isolation, pid);
+            adopt(process, orders->isolation, pid);
         PyOS_AfterFork_Parent();
     }
     PyGILState_Release(state);
     return pid < 0 ? -error : pid;
-}
-
-static int fork_into(struct sh_process *process, struct sh_orders *orders,
-                     struct sh_isolation *isolation, int writer) {
-    if (isolation) {
-        int error = sh_isolation_hold_here(isolation, orders, process);
-        if (error == 0)
-            error = sh_isolation_leave_home(isolation);
-        if (error < 0)
-            return error;
-    }
-    sh_own_report = writer;
-    pid_t pid = fork_python(process, isolation);
-    sh_own_report = -1;
-    return pid;
 }
 
 static int start_fork(const struct sh_request *request, struct sh_process *process,
@@ -60,11 +74,9 @@ static int start_fork(const struct sh_request *request, struct sh_process *proce
     orders->mask = mask;
     *out = orders;
     process->report = ends[0];
-    int pid = fork_into(process, orders, isolation, ends[1]);
+    int pid = fork_python(process, orders, ends[1]);
     if (pid == 0)
         return 1;
-    if (isolation)
-        sh_isolation_return_home(isolation);
     sh_restore_signals(&mask);
     SYS(close, ends[1]);
     sh_release(orders);
@@ -88,8 +100,10 @@ int sh_fork(const struct sh_request *request, struct sh_process *process, struct
     int error = start_fork(request, process, isolation, out);
     if (error == 1)
         return 1; /* the child still obeys these orders */
-    if (error < 0)
+    if (error < 0) {
+        sh_isolation_blame(isolation, &process->result);
         sh_isolation_undo_holder(isolation);
+    }
     sh_isolation_close(isolation, process);
     return error;
 }

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -88,17 +89,47 @@ void sh_reap_orphans(void) {
 
 /* ---- preparing ---- */
 
+/* What a descriptor stands for, as a number; 0: nothing. A pidfd has an inode of
+ * its own since 6.9; before, all have one. */
+static uint64_t to_id(const struct stat *status) {
+    return (uint64_t)status->st_dev << 40 ^ status->st_ino;
+}
+
+static uint64_t identify(int fd) {
+    struct stat status;
+    return fd >= 0 && fstat(fd, &status) == 0 ? to_id(&status) : 0;
+}
+
+static void close_ours(int *fd, uint64_t id) {
+    if (*fd >= 0 && (id == 0 || identify(*fd) == id))
+        SYS(close, *fd);
+    *fd = -1;
+}
+
 void sh_set_close_fds(struct sh_set *set) {
     for (int i = 0; i < SH_NAMESPACE_COUNT; i++) {
-        if (set->fds[i] >= 0 && set->fds[i] != set->holder_pidfd)
-            SYS(close, set->fds[i]);
-        set->fds[i] = -1;
+        if (set->fds[i] == set->holder_pidfd)
+            set->fds[i] = -1;
+        close_ours(&set->fds[i], set->ids[i]);
     }
-    if (set->root >= 0)
-        SYS(close, set->root);
-    if (set->line >= 0)
-        SYS(close, set->line);
-    set->root = set->line = -1;
+    close_ours(&set->root, set->root_id);
+    close_ours(&set->line, set->line_id);
+}
+
+/* Daemons close all descriptors that they do not know; the numbers may have
+ * become strangers' since. */
+static int is_intact(struct sh_set *set) {
+    for (int i = 0; i < SH_NAMESPACE_COUNT; i++)
+        if (set->fds[i] >= 0 && identify(set->fds[i]) != set->ids[i])
+            return 0;
+    return set->root < 0 || identify(set->root) == set->root_id;
+}
+
+static void check_pidfd(struct sh_set *set) {
+    if (set->holder_pidfd <= 0 || identify(set->holder_pidfd) == set->pidfd_id)
+        return;
+    sh_disown_pidfd(set->holder_pidfd);
+    set->holder_pidfd = 0;
 }
 
 static struct sh_set *allocate(void) {
@@ -119,8 +150,12 @@ static void settle_fds(struct sh_set *set) {
         if (!(set->namespaces & sh_namespace_flags[i]))
             continue;
         set->fds[i] = set->fds[i] < 0 ? set->holder_pidfd : sh_off_standard(set->fds[i]);
+        set->ids[i] = identify(set->fds[i]);
     }
     set->root = sh_off_standard(set->root);
+    set->root_id = identify(set->root);
+    set->line_id = identify(set->line);
+    set->pidfd_id = identify(set->holder_pidfd);
 }
 
 struct sh_set *sh_set_new(void) { return allocate(); }
@@ -170,7 +205,13 @@ int sh_set_use(struct sh_set *set) {
     if (!sh_set_mine(set))
         return -EPERM;
     lock(set);
-    int error = set->closed ? -EBADF : 0;
+    check_pidfd(set);
+    struct stat root;
+    if (set->root >= 0 && (stat("/", &root) != 0 || to_id(&root) != set->root_id)) {
+        unlock(set);
+        return -EXDEV; /* it would lead out of our present root */
+    }
+    int error = set->closed || set->holder_pidfd <= 0 || !is_intact(set) ? -EBADF : 0;
     if (error == 0 && sh_set_is_dead(set))
         error = -ESRCH;
     if (error == 0) {
@@ -238,6 +279,7 @@ static int begin_close(struct sh_set *set) {
     int waits = 0;
     lock(set);
     if (sh_set_mine(set)) { /* else the numbers may be anybody's in this process */
+        check_pidfd(set);
         if (!set->closed)
             sh_kill_holder(set->holder, set->holder_pidfd);
         set->closed = 1;

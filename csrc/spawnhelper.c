@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #include "sys.h"
@@ -250,6 +251,13 @@ static void set_groups(orders_t *orders) {
         fail(orders, SH_STAGE_GROUPS, error, (int)orders->request->ngroups);
 }
 
+/* A copy of our parent's memory holds its secrets as well. (Where the memory is
+ * shared the parent sees to it.) */
+static void hide_copy(orders_t *orders) {
+    if (orders->own_memory)
+        SYS(prctl, PR_SET_DUMPABLE, 0);
+}
+
 static void set_gid(orders_t *orders) {
     if (!(orders->request->flags & SH_SET_GID))
         return;
@@ -258,6 +266,7 @@ static void set_gid(orders_t *orders) {
     long error = SYSNR(SH_SYS_setresgid, gid, gid, gid);
     if (error < 0)
         fail(orders, SH_STAGE_GID, error, (int)gid);
+    hide_copy(orders); /* fs.suid_dumpable may have made it readable */
 }
 
 static void set_uid(orders_t *orders) {
@@ -268,6 +277,7 @@ static void set_uid(orders_t *orders) {
     long error = SYSNR(SH_SYS_setresuid, uid, uid, uid);
     if (error < 0)
         fail(orders, SH_STAGE_UID, error, (int)uid);
+    hide_copy(orders);
 }
 
 static void set_umask(orders_t *orders) {

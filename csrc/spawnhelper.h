@@ -171,6 +171,7 @@ struct sh_orders {
     int shared_files;   /* >= 0: the fd table is the parent's; detach, without fds from this */
     unsigned shared_to; /* to this one */
     int clear_signals;  /* the clone did not reset caught signals */
+    int own_memory;     /* the child has a copy of our memory */
     int report;         /* write end of the report pipe; -1: result is shared memory */
     int guard[2];       /* close-on-exec pipe: its end says that exec switched memory; -1: none */
     uint32_t avoid;     /* enum sh_avoid */
@@ -204,11 +205,13 @@ struct sh_set {
     uint32_t namespaces; /* SH_NEW* */
     int32_t holder;      /* pid */
     int32_t holder_pidfd;
-    int32_t line;                    /* write end of the holder's pipe */
-    int32_t root;                    /* O_PATH: / inside; -1: no mount namespace */
-    int32_t fds[SH_NAMESPACE_COUNT]; /* what setns(2) takes; -1: not in the set */
-    uint32_t forks;                  /* as in sh_process */
-    uint32_t lock;                   /* guards what follows */
+    int32_t line;                     /* write end of the holder's pipe */
+    int32_t root;                     /* O_PATH: / inside; -1: no mount namespace */
+    int32_t fds[SH_NAMESPACE_COUNT];  /* what setns(2) takes; -1: not in the set */
+    uint64_t ids[SH_NAMESPACE_COUNT]; /* what the numbers stood for: the program may close them */
+    uint64_t root_id, line_id, pidfd_id;
+    uint32_t forks; /* as in sh_process */
+    uint32_t lock;  /* guards what follows */
     int32_t closed;
     int32_t commands; /* handles whose commands run in it */
     int32_t given;    /* commands that the caller reaps: the holder may wait for them */
@@ -240,6 +243,8 @@ struct sh_births {
     int32_t file;      /* an id map */
 };
 
+enum { SH_HOLDER_PROGRAM = 3 }; /* where it execs itself from; closed by that */
+
 /* What isolation adds to the orders. */
 struct sh_isolation {
     uint32_t fresh; /* SH_NEW* to be had, */
@@ -255,6 +260,7 @@ struct sh_isolation {
     int cgroup_at_birth; /* by CLONE_INTO_CGROUP, else by writing */
     int owner;           /* pidfd of this process */
     int program;         /* the holder, O_PATH */
+    int ready;           /* eventfd: the holder runs */
     int line[2];         /* the holder's pipe: the command's pid, or end of file */
     int home;            /* pidfd of this process: the thread's way back; -1: not needed */
     int left_home;       /* what the kernel said when it left */
@@ -266,7 +272,7 @@ struct sh_isolation {
     struct sh_set *made; /* where the intermediate leaves the set's descriptors */
     int forks;           /* for a fork of Python: no intermediate, nothing at birth */
     int nnotes;          /* what the parent has tolerated */
-    struct sh_note notes[4];
+    struct sh_note notes[SH_NOTES];
 };
 
 /* spawnhelper.c: runs in the child. */

@@ -358,9 +358,9 @@ int sh_copy_pidfd(struct sh_process *process) {
         return -EPERM;
     lock(process);
     long fd = -ESRCH;
-    if (process->state == SH_RUNNING)
-        fd = process->pidfd > 0 ? SYS(fcntl, process->pidfd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1)
-                                : -ENOSYS;
+    int pidfd = process->state == SH_ENDING ? process->holder_pidfd : process->pidfd;
+    if (process->state == SH_RUNNING || process->state == SH_ENDING)
+        fd = pidfd > 0 ? SYS(fcntl, pidfd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1) : -ENOSYS;
     unlock(process);
     return (int)fd;
 }

@@ -72,9 +72,10 @@ def test_the_words_that_user_knows():
 
 @pytest.mark.core
 def test_a_fork_of_python_cannot_enter_a_user_namespace_for_its_children():
-    with pytest.raises(SpawnError) as caught:
+    with pytest.raises(ValueError, match="pre_exec"):
         spawn("true", unshare_user=True, unshare_pid=True, pre_exec=print)
-    assert caught.value.stage is Stage.NAMESPACES
+    with Namespaces(user=True, pid=True) as box, pytest.raises(ValueError, match="pre_exec"):
+        spawn("true", namespaces=box, pre_exec=print)
 
 
 @pytest.mark.core

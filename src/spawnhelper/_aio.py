@@ -61,17 +61,21 @@ async def wait_for_end(handle: Any) -> None:
         OSError: no descriptor is free.
     """
     # Each waiter watches a descriptor of its own: a loop keeps one reader for
-    # each number, and another thread that reaps closes the handle's.
-    fd = _core.copy_pidfd(handle)
-    if fd >= 0:
-        try:
-            await wait_readable(fd)
-        finally:
-            os.close(fd)
-    # The only way without a pidfd. With one it has ended; but if somebody traces
-    # it (ptrace(2)), we may reap it only after the tracer did. And what a command
-    # leaves in its pid namespace takes a moment to die.
+    # each number, and another thread that reaps closes the handle's. First it is
+    # the command's, then that of its pid 1.
     pause = _FIRST_PAUSE
-    while not _core.reap(handle):
-        await _sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+    seen = -1
+    while not _core.reap_now(handle):
+        phase = _core.phase(handle)
+        fd = _core.copy_pidfd(handle)
+        if fd < 0 or phase == seen:
+            # The only way without a pidfd. With one it has ended; but if somebody
+            # traces it (ptrace(2)), we may reap it only after the tracer did.
+            await _sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+        if fd >= 0:
+            try:
+                await wait_readable(fd)
+            finally:
+                os.close(fd)
+        seen = phase

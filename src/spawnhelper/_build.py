@@ -89,6 +89,7 @@ int sh_signal(struct sh_process *process, int number);
 int sh_give(struct sh_process *process);
 int sh_give_both(struct sh_process *process, struct sh_process *other);
 int sh_reap(struct sh_process *process);
+int sh_reap_now(struct sh_process *process);
 int sh_finish(struct sh_process *process);
 int sh_hold(struct sh_process *process);
 void sh_release_hold(struct sh_process *process);

@@ -295,6 +295,24 @@ def reap(handle: Handle) -> bool:
     return bool(done)
 
 
+def reap_now(handle: Handle) -> bool:
+    """The same, without waiting for the moment in which a pid namespace dies.
+
+    Raises:
+        RuntimeError: it is the child of another process, from which this one was forked.
+    """
+    done = lib.sh_reap_now(handle)
+    if done < 0:
+        raise _wait_error(handle, -done)
+    return bool(done)
+
+
+def phase(handle: Handle) -> int:
+    """What is being waited for: the command, or what it has left."""
+    state: int = handle.state
+    return state
+
+
 _GRACE_SECONDS = 1.0
 _MOST_SPARE = 16
 
@@ -562,6 +580,23 @@ def set_is_dead(which: Set) -> bool:
 def set_has_pid(which: Set) -> bool:
     """Whether it has a pid namespace."""
     return bool(which.namespaces & lib.SH_NEWPID)
+
+
+def set_names(which: Set) -> list[str]:
+    """The namespaces that it has."""
+    names = {
+        "net": lib.SH_NEWNET,
+        "ipc": lib.SH_NEWIPC,
+        "mount": lib.SH_NEWNS,
+        "pid": lib.SH_NEWPID,
+        "user": lib.SH_NEWUSER,
+    }
+    return [name for name, flag in names.items() if which.namespaces & flag]
+
+
+def set_has_user(which: Set) -> bool:
+    """Whether it has a user namespace."""
+    return bool(which.namespaces & lib.SH_NEWUSER)
 
 
 # ---- the slow path: Python code between fork and exec ----

@@ -53,6 +53,9 @@ class Namespaces:
     leaves behind in a pid namespace lives until ``close()``, or the end of
     this process, kills it; so do mounts, addresses and shared memory.
 
+    A command gets the set's root directory, so a set that was made before this
+    process changed its own (chroot(2)) is refused.
+
     A small program, the holder, keeps the set alive and is pid 1 of its pid
     namespace (pid_namespaces(7)). It ends with this process, however that ends.
 
@@ -75,7 +78,7 @@ class Namespaces:
         ValueError: nothing is asked for, or an unknown policy.
     """
 
-    __slots__ = ("__weakref__", "_set", "_wanted")
+    __slots__ = ("__weakref__", "_set")
 
     def __init__(
         self,
@@ -97,7 +100,6 @@ class Namespaces:
         )
         if not any(wanted[:5]):
             raise ValueError("Namespaces: ask for at least one of net, ipc, mount, pid and user")
-        self._wanted = wanted
         self._set = _core.open_set(wanted)
         try:
             warn(self.notes, 2)
@@ -149,7 +151,7 @@ class Namespaces:
         self.close()
 
     def __repr__(self) -> str:
-        names = [name for name in Isolation._fields[:5] if getattr(self._wanted, name)]
+        names = _core.set_names(self._set)
         if self.closed:
             state = "closed"
         elif self.pid < 0:

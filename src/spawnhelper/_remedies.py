@@ -40,7 +40,10 @@ _FIXED = {
     (Stage.EXEC, errno.ENOEXEC): "no #! line and no known binary format",
     (Stage.EXEC, errno.E2BIG): "argv and env are too large (one string may have 131071 bytes)",
     (Stage.EXEC, errno.ETXTBSY): "another process has the program open for writing",
-    (Stage.CGROUP, errno.ENOENT): "there is no such cgroup; its directory holds a cgroup.procs",
+    (
+        Stage.CGROUP,
+        errno.ENOENT,
+    ): "there is no such cgroup: it is a directory of a cgroup file system",
     (Stage.CGROUP, errno.ENOTDIR): "cgroup is the directory, not a file in it",
     (Stage.CGROUP, errno.EBUSY): (
         "its controllers are passed on to children (cgroup.subtree_control): "
@@ -50,7 +53,12 @@ _FIXED = {
     (Stage.CGROUP, errno.ENODEV): "the cgroup was removed",
     (Stage.CGROUP, errno.EAGAIN): "pids.max of the cgroup is reached",
     (Stage.NAMESPACES, errno.ESRCH): "the namespace set has ended: somebody killed its holder",
-    (Stage.NAMESPACES, errno.EBADF): "the namespace set is closed",
+    (Stage.NAMESPACES, errno.EXDEV): (
+        "the root directory of this process changed after the set was made: make a new one"
+    ),
+    (Stage.NAMESPACES, errno.EBADF): (
+        "the namespace set is closed, or the program closed its descriptors"
+    ),
     (Stage.PROPAGATION, errno.EINVAL): (
         "/ is no mount point and its mount cannot be reached: "
         "bind-mount the chroot's directory on itself"
@@ -100,6 +108,11 @@ def _of_namespaces(error: int, detail: int) -> str | None:
         return _who_refuses("making or entering namespaces", "CAP_SYS_ADMIN", *entering_root)
     if error == errno.ENOSPC:
         return _limit(detail)
+    if error == errno.EACCES and namespace_name(detail) == "user":
+        return (
+            "this process is undumpable, because it changed its user (PR_SET_DUMPABLE), "
+            "so that its id maps are not its own files"
+        )
     if error == errno.ENOSYS and _status().get("Seccomp", "0") != "0":
         return _who_refuses("making or entering namespaces")
     if error == errno.ENOSYS:

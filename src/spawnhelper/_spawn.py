@@ -22,6 +22,7 @@ def _make_isolation(
     namespaces: Namespaces | None,
     policy: str,
     new_session: bool | None,
+    has_pre_exec: bool,
 ) -> Isolation | None:
     best_effort = to_best_effort(policy)
     fresh = (bool(net), bool(ipc), bool(mount), bool(pid), to_user(user))
@@ -33,6 +34,12 @@ def _make_isolation(
         _core.check_set(namespaces._set)
     chosen = None if namespaces is None else namespaces._set
     in_pid = fresh[3] if chosen is None else _core.set_has_pid(chosen)
+    in_user = fresh[4] if chosen is None else _core.set_has_user(chosen)
+    if has_pre_exec and in_pid and in_user:
+        raise ValueError(
+            "pre_exec: no thread may enter a user namespace (setns(2)), so Python code "
+            "cannot run in a pid namespace inside one"
+        )
     session = bool(in_pid) if new_session is None else bool(new_session)
     directory = None if cgroup is None else encode(cgroup, "cgroup")
     if not any(fresh) and chosen is None and directory is None and not session:
@@ -336,6 +343,7 @@ def spawn(
             namespaces,
             isolation,
             start_new_session,
+            pre_exec is not None,
         )
     if returnpid and returnproc:
         raise ValueError("returnpid and returnproc exclude each other")
