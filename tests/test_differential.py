@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import needs_root, open_fds
+from conftest import Probe, needs_root, open_fds
 from spawnhelper import find_binary, spawn
 
 
@@ -84,7 +84,7 @@ def test_find_binary(theirs, tmp_path, monkeypatch, path, name):
 # ---- subprocess ----
 
 # Both reset these two; only we reset the others.
-DIFFERING = ("pid", "argv", "SigIgn")
+DIFFERING = (*Probe.CHANGING, "SigIgn")
 
 
 def by_popen(probe, **keywords):

@@ -414,7 +414,8 @@ def own(unruly, ready, siblings):
         os.set_inheritable(fd, True)
     null = os.open(os.devnull, os.O_RDWR)
     command = [unruly, str(null), str(hold[0]), "daemon", "blocked"]
-    pipes = {0: null, 1: null, 2: 2, null: null, hold[0]: hold[0]}
+    # Both ends of the pipe, so that the command never ends by itself.
+    pipes = {0: null, 1: null, 2: 2, null: null, hold[0]: hold[0], hold[1]: hold[1]}
     long = {"returnproc": True, "fd_pipes": pipes, "close_fds": True}
     threading.Thread(target=fork_siblings).start()
     with Namespaces(pid=True) as first, Namespaces(net=True):

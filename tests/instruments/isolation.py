@@ -198,7 +198,26 @@ def mountinfo() -> str:
     return Path("/proc/self/mountinfo").read_text()
 
 
-def namespace_of(pid: int, name: str = "pid") -> str | None:
+class HeldName(str):
+    """The name of a namespace, "pid:[4026532256]"; while it is held nothing gets its number."""
+
+    def __new__(cls, fd: int) -> HeldName:
+        name = super().__new__(cls, os.readlink(f"/proc/self/fd/{fd}"))
+        name._fd = fd
+        return name
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+def namespace_of(pid: int, name: str = "pid") -> HeldName | None:
+    try:
+        return HeldName(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return None
+
+
+def name_of_namespace(pid: int, name: str = "pid") -> str | None:
     try:
         return os.readlink(f"/proc/{pid}/ns/{name}")
     except OSError:
@@ -208,7 +227,7 @@ def namespace_of(pid: int, name: str = "pid") -> str | None:
 def members(namespace: str) -> list[int]:
     """The processes, zombies too, of this pid namespace."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if namespace_of(pid) == namespace]
+    return [pid for pid in pids if name_of_namespace(pid) == namespace]
 
 
 def state_of(pid: int) -> str | None:
