@@ -183,7 +183,7 @@ static const uint32_t namespace_flags[] = {
 
 static void enter_namespace(orders_t *orders, int which) {
     const struct sh_set *set = orders->isolation->set;
-    if (set->fds[which] < 0)
+    if (!(set->namespaces & namespace_flags[which]))
         return;
     long error = SYS(setns, set->fds[which], namespace_flags[which]);
     if (error < 0)
@@ -214,13 +214,13 @@ static void enter_set(orders_t *orders) {
     enter(orders, SH_STAGE_NAMESPACES);
     if (set->namespaces & SH_NEWUSER)
         hide_copy(orders);
-    if (set->root >= 0 && needs_cwd(orders)) {
+    if (set->namespaces & SH_NEWNS && needs_cwd(orders)) {
         long error = SYS(getcwd, cwd, sizeof cwd);
         if (error < 0)
             fail(orders, SH_STAGE_CHDIR, error, 0);
     }
     enter_rest(orders);
-    if (set->root >= 0)
+    if (set->namespaces & SH_NEWNS)
         move_into_root(orders, cwd);
 }
 

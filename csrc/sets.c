@@ -154,8 +154,11 @@ static void strike_off(struct sh_set *set) {
 }
 
 /* In the child, where the table is still the parent's: its copies would keep
- * namespaces alive after their owner's close(). */
+ * namespaces alive after their owner's close(). A child of our own (pyfork.c)
+ * may have one of them still to enter; its exec closes all. */
 void sh_forget_sets(void) {
+    if (sh_own_report >= 0)
+        return;
     for (struct sh_set *set = sh_state.sets; set; set = set->next) {
         int pidfd = set->holder_pidfd > 0 ? set->holder_pidfd : -1;
         sh_set_close_fds(set);
