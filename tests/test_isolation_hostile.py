@@ -1,0 +1,181 @@
+"""What a command, a chroot, a hook or a careless program could turn against its owner."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import spawnhelper
+from conftest import HERE, compile_c, needs_root
+from instruments.isolation import in_fork, make_public
+from spawnhelper import Namespaces, SpawnError, Stage, _core, spawn
+
+pytestmark = needs_root
+
+
+@pytest.mark.parametrize("user", [False, True, "root"])
+def test_pid_one_has_left_our_memory_before_the_command_runs(public_dir, user):
+    program = compile_c(HERE / "instruments" / "burglar.c", public_dir / f"burglar-{user}")
+    secret = ctypes.create_string_buffer(b"the secret of the parent")
+    command = [str(program), hex(ctypes.addressof(secret))]
+    for _ in range(300):
+        assert spawn(command, unshare_pid=True, unshare_user=user) == 0
+
+
+def test_a_set_that_was_never_made_kills_nobody():
+    """An exception can strike before the set is prepared: its holder is then 0."""
+    code = (
+        "from spawnhelper._core import ffi, lib\n"
+        "owned = ffi.gc(lib.sh_set_new(), lib.sh_set_discard)\n"
+        "del owned\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(command, start_new_session=True, check=False).returncode == 0
+
+
+def test_a_chroot_cannot_choose_our_holder():
+    """The path of the holder may lead to another file there, which would run with our rights."""
+
+    def run():
+        root = make_public("hostile-root-")
+        try:
+            fake = Path(f"{root}{_core.HOLDER}")
+            fake.parent.mkdir(parents=True)
+            shutil.copy("/bin/true", fake)
+            (root / "proc").mkdir()
+            shutil.copy(_core.HOLDER, root / "command")  # a static program
+            outside = os.open("/", os.O_RDONLY)
+            os.chroot(root)
+            os.chdir("/")
+            with spawn(["/command"], unshare_pid=True, fd_pipes={}, returnproc=True) as process:
+                os.fchdir(outside)
+                os.chroot(".")
+                executed = os.readlink(f"/proc/{process._handle.holder}/exe")
+            assert executed.startswith("/memfd:spawnhelper-holder"), executed
+            os.close(outside)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+    in_fork(run)
+
+
+def test_descriptors_closed_behind_our_back():
+    """Daemons close what they do not know; the numbers are then other files'."""
+
+    def run():
+        box = Namespaces(net=True)
+        os.closerange(3, 64)
+        strangers = [os.pidfd_open(os.getpid()) for _ in range(12)]
+        with pytest.raises(SpawnError) as caught:
+            spawn("true", namespaces=box)
+        assert caught.value.stage is Stage.NAMESPACES
+        box.close()
+        for fd in strangers:
+            os.close(fd)  # each is still open
+
+    in_fork(run)
+
+
+def test_a_reused_pidfd_number_is_not_killed():
+    def run():
+        process = spawn(["sleep", "60"], unshare_pid=True, returnproc=True)
+        number = process._handle.holder_pidfd
+        os.close(number)
+        stranger = subprocess.Popen(["sleep", "60"])
+        pidfd = os.pidfd_open(stranger.pid)
+        os.dup2(pidfd, number)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        assert stranger.poll() is None
+        os.close(number)  # is still open
+        os.close(pidfd)
+        stranger.kill()
+        stranger.wait()
+
+    in_fork(run)
+
+
+def test_hooks_of_fork_run_at_home():
+    """What they start must not be born in the command's namespace."""
+
+    def run():
+        places = []
+
+        def look():
+            places.append(os.readlink("/proc/thread-self/ns/pid_for_children"))
+            thread = threading.Thread(target=lambda: None)
+            thread.start()  # refused to a thread that is not at home
+            thread.join()
+
+        os.register_at_fork(before=look, after_in_parent=look)
+        home = os.readlink("/proc/self/ns/pid")
+        assert spawn("true", unshare_pid=True, pre_exec=lambda: None) == 0
+        with Namespaces(pid=True) as box:
+            assert spawn("true", namespaces=box, pre_exec=lambda: None) == 0
+        assert places == [home] * 4
+
+    in_fork(run)
+
+
+def test_a_set_does_not_lead_out_of_a_later_chroot(public_dir):
+    def run():
+        root = public_dir / "later-root"
+        root.mkdir()
+        with Namespaces(mount=True) as box:
+            os.chroot(root)
+            with pytest.raises(SpawnError, match="root directory") as caught:
+                spawn("/bin/true", namespaces=box)
+            assert caught.value.stage is Stage.NAMESPACES
+
+    in_fork(run)
+
+
+def test_close_waits_again_once_given_commands_are_reaped():
+    with Namespaces(pid=True) as box:
+        (pid,) = spawn("true", namespaces=box, returnpid=True)
+        assert os.waitpid(pid, 0) == (pid, 0)
+        holder = os.pidfd_open(box.pid)
+        box.close()
+        with pytest.raises(ChildProcessError):
+            os.waitid(os.P_PIDFD, holder, os.WEXITED | os.WNOHANG)
+        os.close(holder)
+
+
+def test_a_forked_child_keeps_no_namespace_alive():
+    with Namespaces(net=True, mount=True, pid=True):
+
+        def run():
+            names = []
+            for fd in range(1024):
+                with contextlib.suppress(OSError):
+                    names.append(os.readlink(f"/proc/self/fd/{fd}"))
+            assert [name for name in names if "pidfd" in name or ":[40" in name] == []
+
+        in_fork(run)
+
+
+def test_a_closed_set_is_not_entered_again():
+    box = Namespaces(ipc=True)
+    box.close()
+    with pytest.raises(ValueError, match="closed"):
+        box.__enter__()
+
+
+def test_a_command_in_a_degraded_set_has_its_notes(recwarn):
+    def run():
+        os.setresuid(65534, 65534, 65534)
+        with pytest.warns(spawnhelper.IsolationWarning):
+            box = Namespaces(net=True, isolation="best-effort")
+        assert "net" not in repr(box)
+        with spawn("true", namespaces=box, returnproc=True) as process:
+            assert process.notes == box.notes != ()
+        box.close()
+
+    in_fork(run)
