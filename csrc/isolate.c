@@ -92,6 +92,11 @@ static int open_line(struct sh_isolation *isolation) {
     return error < 0 ? (int)error : other;
 }
 
+static int open_channels(struct sh_isolation *isolation) {
+    int error = hold(isolation, &isolation->ready, SYS(eventfd2, 0, O_CLOEXEC));
+    return error < 0 ? error : open_line(isolation);
+}
+
 static int take_stacks(struct sh_isolation *isolation) {
     isolation->holder_stack = sh_take_stack(&isolation->stack_size);
     isolation->command_stack = sh_take_stack(&isolation->stack_size);
@@ -106,9 +111,7 @@ static int open_holder(struct sh_isolation *isolation) {
     if (error == 0)
         error = hold(isolation, &isolation->program, open_program());
     if (error == 0)
-        error = hold(isolation, &isolation->ready, SYS(eventfd2, 0, O_CLOEXEC));
-    if (error == 0)
-        error = open_line(isolation);
+        error = open_channels(isolation);
     return error == 0 ? take_stacks(isolation) : error;
 }
 
@@ -279,9 +282,17 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
     return NULL;
 }
 
+static void close_channels(struct sh_isolation *isolation) {
+    int fds[] = {isolation->ready, isolation->line[0], isolation->line[1]};
+    for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            SYS(close, fds[i]);
+    isolation->ready = isolation->line[0] = isolation->line[1] = -1;
+}
+
 void sh_isolation_close(struct sh_isolation *isolation, struct sh_process *process) {
-    int fds[] = {isolation->cgroup, isolation->home,    isolation->owner,  isolation->program,
-                 isolation->ready,  isolation->line[0], isolation->line[1]};
+    int fds[] = {isolation->cgroup, isolation->home, isolation->owner, isolation->program};
+    close_channels(isolation);
     for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             SYS(close, fds[i]);
@@ -439,6 +450,19 @@ static int is_done(const struct sh_isolation *isolation, const struct sh_result 
     return result->stage == SH_STAGE_EXEC && isolation->births->command.pid > 0;
 }
 
+/* What the intermediate left in our table. */
+static void collect_fds(struct sh_isolation *isolation) {
+    struct sh_births *births = isolation->births;
+    if (births->directory >= 0)
+        SYS(close, births->directory);
+    for (int i = 0; i < births->nmaps; i++)
+        SYS(close, births->maps[i]);
+    if (!isolation->made)
+        return;
+    memcpy(isolation->made->fds, births->fds, sizeof births->fds);
+    isolation->made->root = births->root;
+}
+
 int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *process, int pid) {
     struct sh_births *births = isolation->births;
     struct sh_result *result = &process->result;
@@ -446,10 +470,7 @@ int sh_isolation_conclude(struct sh_isolation *isolation, struct sh_process *pro
     if (isolation->for_set)
         await_ready(isolation);
     result->started = 1;
-    if (births->directory >= 0)
-        SYS(close, births->directory);
-    if (births->file >= 0)
-        SYS(close, births->file);
+    collect_fds(isolation);
     if (is_done(isolation, result, status)) {
         await_departure(&births->command);
         await_departure(&births->holder);
@@ -499,16 +520,16 @@ void sh_isolation_adopt(struct sh_isolation *isolation, struct sh_process *proce
 void sh_isolation_blame(struct sh_isolation *isolation, struct sh_result *result) {
     if (result->stage != SH_STAGE_CLONE)
         return;
-    if (isolation->cgroup_at_birth && sh_is_cgroup_error(-result->error))
+    if (isolation->left_home < 0) {
+        result->stage = SH_STAGE_NAMESPACES;
+        result->detail = SH_NEWPID;
+    } else if (isolation->cgroup_at_birth && sh_is_cgroup_error(-result->error))
         result->stage = SH_STAGE_CGROUP;
     else if (isolation->by_clone)
         result->stage = SH_STAGE_NAMESPACES;
     else if (isolation->set && sh_set_is_dead(isolation->set)) { /* fork says ENOMEM */
         result->stage = SH_STAGE_NAMESPACES;
         result->error = ESRCH;
-    } else if (isolation->left_home < 0) {
-        result->stage = SH_STAGE_NAMESPACES;
-        result->detail = SH_NEWPID;
     }
 }
 
@@ -516,7 +537,9 @@ static void reset(struct sh_isolation *isolation) {
     isolation->births = &isolation->own_births;
     memset(isolation->births, 0, sizeof *isolation->births);
     isolation->births->holder.pidfd = isolation->births->command.pidfd = -1;
-    isolation->births->directory = isolation->births->file = -1;
+    isolation->births->directory = isolation->births->root = -1;
+    for (int i = 0; i < SH_NAMESPACE_COUNT; i++)
+        isolation->births->fds[i] = -1;
     if (isolation->by_clone)
         isolation->births->namespaces = isolation->fresh & ~(uint32_t)SH_NEWPID;
 }
@@ -569,21 +592,20 @@ int sh_isolation_retry(struct sh_isolation *isolation, struct sh_process *proces
     return again;
 }
 
-/* What a failed try has left would mislead the next: the pid of a command whose
- * holder had no time to read it, or the word of a holder whose command did not wait. */
-static void drain(int channel) {
-    struct pollfd fd = {.fd = channel, .events = POLLIN};
-    struct timespec none = {0, 0};
-    uint64_t word;
-    while (channel >= 0 && SYS(ppoll, &fd, 1, &none, NULL, 0) == 1 && fd.revents & POLLIN)
-        SYS(read, channel, &word, sizeof word);
+/* What a failed try has left in them would mislead the next: the pid of a command
+ * whose holder had no time to read it, the word of a holder that is dead. */
+static int renew_channels(struct sh_isolation *isolation) {
+    if (isolation->ready < 0)
+        return 0;
+    close_channels(isolation);
+    return open_channels(isolation);
 }
 
-void sh_isolation_begin(struct sh_isolation *isolation, struct sh_process *process) {
-    drain(isolation->ready);
-    drain(isolation->line[0]);
+int sh_isolation_begin(struct sh_isolation *isolation, struct sh_process *process) {
     reset(isolation);
     memset(&process->result, 0, sizeof process->result);
+    int error = isolation->tries++ > 0 ? renew_channels(isolation) : 0;
+    return error < 0 ? sh_refuse(process, SH_STAGE_CLONE, -error, 0) : 0;
 }
 
 /* Where vfork is not real nobody can tell us of a holder. */

@@ -73,15 +73,15 @@ static uint32_t write_number(char *text, uint32_t number) {
     return count;
 }
 
-/* In the intermediate the table is our parent's, which closes what a death leaves open. */
+/* In the intermediate the table is our parent's, which closes the file, whatever
+ * happens here; elsewhere exec does. */
 static long write_file(orders_t *orders, const char *path, const char *text, uint32_t length) {
     int file = (int)SYS(openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
     if (file < 0)
         return file;
-    orders->isolation->births->file = file;
+    struct sh_births *births = orders->isolation->births;
+    births->maps[births->nmaps++] = file;
     long error = SYS(write, file, text, length);
-    orders->isolation->births->file = -1;
-    SYS(close, file);
     return error < 0 ? error : 0;
 }
 
@@ -588,14 +588,14 @@ static void keep_set(orders_t *orders) {
             fd = SYS(openat, directory, names[i], O_RDONLY | O_CLOEXEC, 0);
         if (fd < 0 && directory >= 0)
             fail(orders, SH_STAGE_NAMESPACES, fd, (int)namespace_flags[i]);
-        isolation->made->fds[i] = (int)fd;
+        isolation->births->fds[i] = (int)fd;
     }
     if (!(isolation->births->namespaces & SH_NEWNS))
         return;
     long root = SYS(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
     if (root < 0)
         fail(orders, SH_STAGE_NAMESPACES, root, SH_NEWNS);
-    isolation->made->root = (int)root;
+    isolation->births->root = (int)root;
 }
 
 static void become_command(void *orders) {

@@ -460,8 +460,9 @@ static int start_isolated(const struct sh_request *request, struct sh_process *p
         return -process->result.error;
     int error;
     do {
-        sh_isolation_begin(isolation, process);
-        error = start_by_mode(request, process, isolation);
+        error = sh_isolation_begin(isolation, process);
+        if (error == 0)
+            error = start_by_mode(request, process, isolation);
     } while (error < 0 && sh_isolation_retry(isolation, process));
     if (error == 0 && made)
         sh_set_take(made, isolation);

@@ -7,12 +7,51 @@
 #ifndef SPAWNHELPER_NET_H
 #define SPAWNHELPER_NET_H
 
-#include <linux/if_addr.h>
-#include <linux/netlink.h>
-#include <linux/rtnetlink.h>
-#include <linux/sockios.h>
-
 #include "sys.h"
+
+/* linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h, linux/sockios.h; here
+ * because another libc's compiler does not find the kernel's headers. */
+struct nlmsghdr {
+    uint32_t nlmsg_len;
+    uint16_t nlmsg_type, nlmsg_flags;
+    uint32_t nlmsg_seq, nlmsg_pid;
+};
+struct nlmsgerr {
+    int32_t error;
+    struct nlmsghdr msg;
+};
+struct sockaddr_nl {
+    uint16_t nl_family, nl_pad;
+    uint32_t nl_pid, nl_groups;
+};
+struct ifinfomsg {
+    uint8_t ifi_family, ifi_pad;
+    uint16_t ifi_type;
+    int32_t ifi_index;
+    uint32_t ifi_flags, ifi_change;
+};
+struct ifaddrmsg {
+    uint8_t ifa_family, ifa_prefixlen, ifa_flags, ifa_scope;
+    uint32_t ifa_index;
+};
+struct rtattr {
+    uint16_t rta_len, rta_type;
+};
+
+enum {
+    NETLINK_ROUTE = 0,
+    NLM_F_REQUEST = 1,
+    NLM_F_EXCL = 0x200,
+    NLM_F_CREATE = 0x400,
+    NLMSG_ERROR = 2,
+    RTM_NEWLINK = 16,
+    RTM_NEWADDR = 20,
+    IFA_LOCAL = 2,
+    IFA_F_NODAD = 2,
+    SH_SIOCGIFFLAGS = 0x8913,
+    SH_SIOCSIFFLAGS = 0x8914,
+    SH_SIOCSIFADDR = 0x8916,
+};
 
 enum {
     SH_AF_INET = 2,
@@ -172,18 +211,18 @@ static inline void sh_net_name(struct sh_net_request *request, char alias) {
 static inline long sh_net_inet_by_ioctl(int socket) {
     struct sh_net_request request;
     sh_net_name(&request, 0);
-    long error = SYS(ioctl, socket, SIOCGIFFLAGS, &request);
+    long error = SYS(ioctl, socket, SH_SIOCGIFFLAGS, &request);
     if (error < 0)
         return error;
     request.value.flags |= SH_IFF_UP;
-    error = SYS(ioctl, socket, SIOCSIFFLAGS, &request);
+    error = SYS(ioctl, socket, SH_SIOCSIFFLAGS, &request);
     if (error < 0)
         return error;
     sh_net_name(&request, '1'); /* a second address needs a label; class A: prefix 8 */
     request.value.inet.family = SH_AF_INET;
     request.value.inet.address[0] = 10;
     request.value.inet.address[3] = 1;
-    error = SYS(ioctl, socket, SIOCSIFADDR, &request);
+    error = SYS(ioctl, socket, SH_SIOCSIFADDR, &request);
     return error == -EEXIST ? 0 : error; /* netlink's doing, if only its answer was refused */
 }
 
@@ -197,7 +236,7 @@ static inline long sh_net_inet6_by_ioctl(void) {
     request.address[15] = 1;
     request.prefix = SH_NET_PREFIX;
     request.index = SH_LOOPBACK;
-    long error = SYS(ioctl, socket, SIOCSIFADDR, &request);
+    long error = SYS(ioctl, socket, SH_SIOCSIFADDR, &request);
     SYS(close, socket);
     return error < 0 && error != -EEXIST && !sh_net_lacks_inet6(error) ? error : 0;
 }

@@ -65,8 +65,8 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
                                        struct sh_set *made, int forks);
 /* Leaves the parent's notes in process->result. */
 void sh_isolation_close(struct sh_isolation *isolation, struct sh_process *process);
-/* Before each try. */
-void sh_isolation_begin(struct sh_isolation *isolation, struct sh_process *process);
+/* Before each try. 0, or a negative errno with the result filled in. */
+int sh_isolation_begin(struct sh_isolation *isolation, struct sh_process *process);
 /* After one that failed: whether there is another way. */
 int sh_isolation_retry(struct sh_isolation *isolation, struct sh_process *process);
 /* Whether a child that reports through a pipe can do it. */

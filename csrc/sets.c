@@ -235,8 +235,8 @@ void sh_set_take(struct sh_set *set, struct sh_isolation *isolation) {
     struct sh_birth *holder = &isolation->births->holder;
     set->namespaces = isolation->births->namespaces;
     set->holder = holder->pid;
-    set->holder_pidfd =
-        sh_place_pidfd(holder->pidfd >= 0 ? holder->pidfd : sh_pidfd_open(holder->pid));
+    int pidfd = holder->pidfd >= 0 ? holder->pidfd : sh_pidfd_open(holder->pid);
+    set->holder_pidfd = pidfd < 0 ? 0 : sh_place_pidfd(pidfd);
     set->line = isolation->line[1];
     isolation->line[1] = -1;
 }

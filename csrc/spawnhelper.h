@@ -242,8 +242,9 @@ struct sh_births {
     int32_t holder_stage, holder_error;
     uint32_t namespaces; /* SH_NEW* that were had */
     /* Open in our table, in passing; -1: none. */
-    int32_t directory; /* /proc/PID/ns */
-    int32_t file;      /* an id map */
+    int32_t directory;                     /* /proc/PID/ns */
+    int32_t maps[3], nmaps;                /* id maps */
+    int32_t fds[SH_NAMESPACE_COUNT], root; /* of a set that is being made */
 };
 
 enum { SH_HOLDER_PROGRAM = 3 }; /* where it execs itself from; closed by that */
@@ -266,8 +267,9 @@ struct sh_isolation {
     int ready;           /* eventfd: the holder runs */
     int line[2];         /* the holder's pipe: the command's pid, or end of file */
     int home;            /* pidfd of this process: the thread's way back; -1: not needed */
-    int left_home;       /* what the kernel said when it left */
-    int highest;         /* of these descriptors */
+    int tries;
+    int left_home;                      /* what the kernel said when it left */
+    int highest;                        /* of these descriptors */
     char *holder_stack, *command_stack; /* their tops */
     uint64_t stack_size;
     struct sh_births *births; /* the own ones, or shared memory */

@@ -49,8 +49,10 @@ def _make_isolation(
 
 def _warn(request: Request, handle: Any, stacklevel: int) -> None:
     isolation = request.options.isolation
-    if isolation is not None and isolation.best_effort:
-        warn(_core.notes(handle), stacklevel + 1)
+    if isolation is None or not isolation.best_effort:
+        return
+    known = () if isolation.set is None else _core.notes(isolation.set)
+    warn(tuple(note for note in _core.notes(handle) if note not in known), stacklevel + 1)
 
 
 def _run(request: Request, logfile: Argument | None) -> int:
@@ -287,7 +289,9 @@ def spawn(
             be moved into before anything else (v1).
         returnproc: do not wait; return a ``Process``.
         namespaces: a prepared set to enter, instead of ``unshare_*``. It is
-            entered as a whole, or the start fails.
+            entered as a whole, or the start fails, under either policy; what
+            a set lacks that was made with best effort is in the ``notes`` of
+            its commands, too.
         isolation: ``"required"``: the command never runs less isolated than
             asked. ``"best-effort"``: failures of CGROUP, NAMESPACES,
             PROPAGATION, HOSTNAME and LOOPBACK become notes
