@@ -997,6 +997,8 @@ static int is_plausible_error(const struct ran *ran, const struct call *call) {
     if (fault.role == HOLDER || fault.kind == HOLDER_DIES)
         if (error == ESRCH && ran->result.stage == SH_STAGE_NAMESPACES)
             return 1; /* the set has ended */
+    if (error == EMFILE && (call->number == SYS_pidfd_open || call->number == SYS_fcntl))
+        return 1; /* a set cannot do without a pidfd; that is the usual reason */
     if (error == ENOSYS && scenario->mode == SH_START_PIPE)
         return 1; /* an intermediate would be needed */
     if (error == EPERM && ran->result.stage == SH_STAGE_PROC &&
