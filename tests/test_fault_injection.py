@@ -15,25 +15,8 @@ SOURCES = toolchain.CORE
 WRAPPED = ["mmap", "munmap", "mprotect"]
 
 
-def compile_part(directory: Path, source: Path, *flags: str) -> Path:
-    """One file of the library, its system calls led through the instrument, or that itself."""
-    part = directory / f"{source.name}.o"
-    command = [*toolchain.find_compiler(), *toolchain.STRICT, "-DSH_FAULT", "-pthread", "-O1"]
-    if source.parent != toolchain.HERE:
-        # Empty, as the sources define it; the shim comes before their own definition.
-        command += ["-D_GNU_SOURCE=", "-include", str(toolchain.HERE / "shim.h")]
-    command += ["-fno-stack-protector", *flags, f"-I{toolchain.CSRC}", "-c", str(source)]
-    toolchain.run_checked([*command, "-o", str(part)])
-    return part
-
-
 def link_fault(directory: Path, parts: list[Path]) -> Path:
-    program = directory / "fault"
-    command = [*toolchain.find_compiler(), *map(str, parts), "-o", str(program), "-pthread"]
-    wrapped = [f"-Wl,--wrap={name}" for name in WRAPPED]
-    toolchain.run_checked([*command, "-Wl,-z,now", *wrapped])
-    program.chmod(0o755)
-    return program
+    return toolchain.link_parts(directory / "fault", parts, WRAPPED)
 
 
 def is_root() -> bool:
@@ -45,7 +28,7 @@ def workshop() -> Iterator[Path]:
     with toolchain.open_workshop() as directory:
         toolchain.build_target(directory)
         sources = [toolchain.HERE / "fault.c", *(toolchain.CSRC / name for name in SOURCES)]
-        link_fault(directory, [compile_part(directory, source) for source in sources])
+        link_fault(directory, [toolchain.compile_part(directory, source) for source in sources])
         yield directory
 
 
@@ -169,7 +152,7 @@ def test_seeded_bug_is_caught(workshop: Path, tmp_path: Path, name: str) -> None
         pytest.skip("this set needs root")
     mutant = toolchain.seed_bug(tmp_path, *bug) / bug[0]
     parts = [workshop / f"{name}.o" for name in ["fault.c", *SOURCES] if name != bug[0]]
-    program = link_fault(tmp_path, [*parts, compile_part(tmp_path, mutant, "-w")])
+    program = link_fault(tmp_path, [*parts, toolchain.compile_part(tmp_path, mutant, "-w")])
     command = [str(program), str(workshop / "target"), "quick", f"only={only}"]
     found = toolchain.run_instrument(command)
     assert found["bad_count"] > 0

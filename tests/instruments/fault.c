@@ -30,6 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "mappings.h"
 #include "parent.h"
 #include "spawnhelper.h"
 #include "state.h"
@@ -289,58 +290,6 @@ long fault_call(long number, long a, long b, long c, long d, long e, long f) {
     return -error;
 }
 
-/* ---- libc's calls in the parent; linked with --wrap ---- */
-
-/* Alive, made by the code under test. */
-static struct mapping {
-    char *at;
-    size_t size;
-} mappings[32];
-enum { MAPPINGS = sizeof mappings / sizeof *mappings };
-
-void *__real_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset);
-int __real_munmap(void *at, size_t size);
-int __real_mprotect(void *at, size_t size, int protection);
-void *__wrap_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset);
-int __wrap_munmap(void *at, size_t size);
-int __wrap_mprotect(void *at, size_t size, int protection);
-
-void *__wrap_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
-    int error = decide(SYS_mmap, 0, 0);
-    if (error) {
-        errno = error;
-        return MAP_FAILED;
-    }
-    void *made = __real_mmap(at, size, protection, flags, fd, offset);
-    for (int i = 0; made != MAP_FAILED; i++) {
-        if (i == MAPPINGS)
-            abort();
-        if (mappings[i].at)
-            continue;
-        mappings[i] = (struct mapping){made, size};
-        break;
-    }
-    return made;
-}
-
-int __wrap_munmap(void *at, size_t size) {
-    for (int i = 0; i < MAPPINGS; i++)
-        if (mappings[i].at == at && mappings[i].size == size) {
-            mappings[i].at = NULL;
-            return __real_munmap(at, size);
-        }
-    abort();
-}
-
-int __wrap_mprotect(void *at, size_t size, int protection) {
-    int error = decide(SYS_mprotect, 0, 0);
-    if (error) {
-        errno = error;
-        return -1;
-    }
-    return __real_mprotect(at, size, protection);
-}
-
 /* ---- what is to come of a failed call ---- */
 
 enum outcome { SAME, FAILS, DROPS, EITHER, UNKNOWN };
@@ -402,6 +351,7 @@ static struct expected of_child(const struct call *call) {
         if (error == EINTR)
             expected.outcome = SAME;
         break;
+    case SYS_prctl:       /* the id change itself hides the copy, as a rule (prctl(2)) */
     case SYS_unshare:     /* then a copy of the table */
     case SYS_close:       /* the number is free whatever it says */
     case SYS_close_range: /* then listed */
@@ -530,10 +480,7 @@ static void look(struct attributes *seen) {
     struct stat status;
     if (stat(".", &status) == 0)
         seen->cwd = status.st_ino;
-    for (int i = 0; i < MAPPINGS; i++)
-        seen->leftover_mappings += mappings[i].at != NULL;
-    for (int i = 0; i < SH_POOL; i++)
-        seen->leftover_mappings -= sh_state.scratch[i] != NULL;
+    seen->leftover_mappings = count_mappings();
     seen->lock = sh_state.id_lock;
 }
 
@@ -575,18 +522,6 @@ static void build_request(const char *target) {
         wanted.request.argv = "sleep\00060";
         wanted.request.argc = 2;
         wanted.request.file = "/bin/sleep";
-    }
-}
-
-static void empty_pool(void) {
-    for (int i = 0; i < SH_POOL; i++) {
-        char *scratch = atomic_exchange(&sh_state.scratch[i], NULL);
-        for (int j = 0; scratch && j < MAPPINGS; j++)
-            if (mappings[j].at && mappings[j].at <= scratch &&
-                scratch < mappings[j].at + mappings[j].size) {
-                __real_munmap(mappings[j].at, mappings[j].size);
-                mappings[j].at = NULL;
-            }
     }
 }
 
@@ -829,6 +764,8 @@ static void check_killed(const struct ran *clean, const struct call *call,
     struct ran ran = run();
     static const struct expected nothing = {SAME, 0, 0, 0, 0};
     int stage = stage_of(call);
+    if (call->number == SYS_prctl) /* after each of the two */
+        stage = ran.result.stage == SH_STAGE_GID ? SH_STAGE_GID : SH_STAGE_UID;
     if (set->mode == SH_START_PIPE && stage != SH_STAGE_EXEC)
         stage = SH_STAGE_CLONE; /* the pipe tells of failures, not of progress */
     cases++;

@@ -93,3 +93,23 @@ def run_instrument(command: list[str], timeout: float = 300) -> Any:
     )
     assert done.stdout, f"{shlex.join(command)} ended with {done.returncode}: {done.stderr}"
     return json.loads(done.stdout)
+
+
+def compile_part(directory: Path, source: Path, *flags: str) -> Path:
+    """One file of the library, its system calls led through an instrument, or that itself."""
+    part = directory / f"{source.name}.o"
+    command = [*find_compiler(), *STRICT, "-DSH_FAULT", "-pthread", "-O1"]
+    if source.parent != HERE:
+        # Empty, as the sources define it; the shim comes before their own definition.
+        command += ["-D_GNU_SOURCE=", "-include", str(HERE / "shim.h")]
+    command += ["-fno-stack-protector", *flags, f"-I{CSRC}", "-c", str(source)]
+    run_checked([*command, "-o", str(part)])
+    return part
+
+
+def link_parts(program: Path, parts: list[Path], wrapped: list[str]) -> Path:
+    """The instrument; it has functions of its own for the wrapped ones."""
+    command = [*find_compiler(), *map(str, parts), "-o", str(program), "-pthread"]
+    run_checked([*command, "-Wl,-z,now", *(f"-Wl,--wrap={name}" for name in wrapped)])
+    program.chmod(0o755)
+    return program
