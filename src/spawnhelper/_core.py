@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from signal import SIGTERM
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 from . import _errors
 from ._errors import Note
+from ._fds import FdMap
 from ._request import PLAIN, Isolation, Options, Request
 from ._spawnhelper import ffi, lib
 from ._stages import Stage
@@ -606,6 +607,49 @@ def set_names(which: Set) -> list[str]:
 def set_has_user(which: Set) -> bool:
     """Whether it has a user namespace."""
     return bool(which.namespaces & lib.SH_NEWUSER)
+
+
+# ---- the child's stages in this very process ----
+
+
+def become(request: Request) -> NoReturn:
+    """Turn this process into the command: for a process that was forked for it.
+
+    Raises:
+        SpawnError: a step failed, which cannot be undone.
+        BaseException: what ``pre_exec`` raised.
+    """
+    options = request.options
+    c, _alive = _to_c(options)
+    argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
+    c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
+    handle, orders = new_handle(), _new("struct sh_orders **")
+    if lib.sh_become(c, handle, orders) < 0:
+        raise _failure(request, handle)
+    if options.pre_exec is not None:
+        options.pre_exec()
+    lib.sh_become_execute(orders[0])
+    raise _failure(request, handle)
+
+
+def arrange_fds(fds: FdMap, close_rest: bool) -> None:
+    """Make this process's descriptors what the map says; all its keys inheritable.
+
+    Raises:
+        SpawnError: a source is not open, and nothing was changed; or no descriptor is free.
+    """
+    c, _alive = _to_c(Options(fds=fds, close_fds=close_rest))
+    c.argv = c.env = _from_buffer(b"\0")
+    handle = new_handle()
+    if lib.sh_arrange(c, handle) < 0:
+        result = handle.result
+        raise _errors.failure(Stage(result.stage), result.error, result.detail, "", None)
+
+
+def try_unshare(flags: int) -> int:
+    """The errno of unshare(2) with these flags, tried in a throw-away process; 0 if it works."""
+    error: int = lib.sh_try_unshare(flags)
+    return error
 
 
 # ---- the slow path: Python code between fork and exec ----
