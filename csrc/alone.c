@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#include "net.h"
 #include "parent.h"
 #include "sys.h"
 
@@ -74,3 +75,5 @@ int sh_try_unshare(int flags) {
         return (int)-pid;
     return WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
 }
+
+int sh_raise_loopback(void) { return (int)sh_net_raise_loopback(); }

@@ -417,6 +417,8 @@ int sh_become_execute(const struct sh_orders *orders);
 int sh_arrange(const struct sh_request *request, struct sh_process *process);
 /* errno of unshare(2) in a throw-away process; 0: it works. */
 int sh_try_unshare(int flags);
+/* lo of this network namespace: up, 10.0.0.1/8 and fd::1/8. 0 or a negative errno. */
+int sh_raise_loopback(void);
 
 /* pyfork.c: the slow path, with Python code before exec. */
 

@@ -109,6 +109,7 @@ int sh_become(const struct sh_request *request, struct sh_process *process,
 int sh_become_execute(const struct sh_orders *orders);
 int sh_arrange(const struct sh_request *request, struct sh_process *process);
 int sh_try_unshare(int flags);
+int sh_raise_loopback(void);
 void sh_child_prepare(const struct sh_orders *orders);
 void sh_child_execute(const struct sh_orders *orders);
 void sh_child_fail(const struct sh_orders *orders, int stage, int error, int detail,
@@ -146,6 +147,7 @@ ffi.set_source(
         "csrc/fdplan.h",
         "csrc/state.h",
         "csrc/sys.h",
+        "csrc/net.h",
     ],
     # A symbol must never be bound lazily while a child shares our memory.
     extra_link_args=["-Wl,-z,now", "-pthread"],

@@ -638,7 +638,7 @@ def arrange_fds(fds: FdMap, close_rest: bool) -> None:
     Raises:
         SpawnError: a source is not open, and nothing was changed; or no descriptor is free.
     """
-    c, _alive = _to_c(Options(fds=fds, close_fds=close_rest))
+    c, _alive = _to_c(Options(lookup=False, fds=fds, close_fds=close_rest))
     c.argv = c.env = _from_buffer(b"\0")
     handle = new_handle()
     if lib.sh_arrange(c, handle) < 0:
@@ -650,6 +650,17 @@ def try_unshare(flags: int) -> int:
     """The errno of unshare(2) with these flags, tried in a throw-away process; 0 if it works."""
     error: int = lib.sh_try_unshare(flags)
     return error
+
+
+def raise_loopback() -> None:
+    """Give this network namespace a loopback device that is up, with 10.0.0.1/8 and fd::1/8.
+
+    Raises:
+        SpawnError: the kernel refused (LOOPBACK).
+    """
+    error = lib.sh_raise_loopback()
+    if error < 0:
+        raise _errors.failure(Stage.LOOPBACK, -error, -1, "lo", None)
 
 
 # ---- the slow path: Python code between fork and exec ----

@@ -585,6 +585,21 @@ def _exec(
 
 # ---- network ----
 
+
+def _configure_loopback_interface() -> None:
+    """Bring up lo in this process's network namespace: for a forked child that unshared it.
+
+    As ``portage.process._configure_loopback_interface`` (lib/portage/process.py):
+    lo is up, with 127.0.0.1/8, ::1/128, 10.0.0.1/8 and, where the kernel has
+    IPv6, fd::1/8. A failure is one line on stderr.
+    """
+    try:
+        _core.raise_loopback()
+    except SpawnError as error:
+        if sys.stderr is not None:
+            sys.stderr.write(f"spawnhelper: {error}\n")
+            sys.stderr.flush()
+
 _ipv6: bool | None = None
 
 
