@@ -1,5 +1,6 @@
 """_setup_pipes(), _exec(), _configure_loopback_interface(): alone in a process somebody forked."""
 
+import itertools
 import json
 import os
 import signal
@@ -237,8 +238,8 @@ def test_exec_failure_runs_no_cleanup(probe, tmp_path):
         "process.atexit_register(touch)\natexit.register(touch)\n"
         "if os.fork() == 0:\n"
         "    try:\n"
-        "        process._exec('/nonexistent/x', ['x'], None, {}, {}, None, None, None, None, None,\n"
-        "                      None, False, False, False, False, False, 0, None)\n"
+        "        process._exec('/nonexistent/x', ['x'], None, {}, {}, None, None, None, None,\n"
+        "                      None, None, False, False, False, False, False, 0, None)\n"
         "    finally:\n"
         "        touch()\n"
         "status = os.wait()[1]\n"
@@ -271,7 +272,7 @@ def own_addresses():
         lines = listing.read().splitlines()
     found = {
         line.split()[-1]
-        for line, below in zip(lines, lines[1:], strict=False)
+        for line, below in itertools.pairwise(lines)
         if "|--" in line and "/32 host LOCAL" in below
     }
     with open("/proc/thread-self/net/if_inet6") as listing:

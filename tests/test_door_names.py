@@ -36,7 +36,11 @@ DOCUMENTED = {
     "sanitize_fds": "()",
 }
 
-TODAY = ["has_ipv6", "calc_env_stats", "EnvStats", "env_too_large_warnings", "sandbox_capable", "fakeroot_capable", "max_fd_limit", "run_coroutine_exitfuncs", "_unshare_validate", "spawned_pids", "CommandNotFound", "BASH_BINARY", "FAKEROOT_BINARY", "SANDBOX_BINARY"]
+TODAY = [
+    *("has_ipv6", "calc_env_stats", "EnvStats", "env_too_large_warnings", "sandbox_capable"),
+    *("fakeroot_capable", "max_fd_limit", "run_coroutine_exitfuncs", "_unshare_validate"),
+    *("spawned_pids", "CommandNotFound", "BASH_BINARY", "FAKEROOT_BINARY", "SANDBOX_BINARY"),
+]
 
 # Where the eras differ (portage-behaviour: documented era before 3.0.45.3) ours are the documented
 # ones, with today's keywords at the end.
