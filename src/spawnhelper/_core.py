@@ -177,6 +177,19 @@ def _to_c(options: Options) -> tuple[Any, Any]:
 
 _PLAIN_C, _ = _to_c(PLAIN)
 
+# (options, their C form, what must live as long) of the last call: a build farm
+# gives the same thousands of times. Replaced as a whole, and never changed.
+_last_c: tuple[Options, Any, Any] = (PLAIN, _PLAIN_C, None)
+
+
+def _cached_c(options: Options) -> tuple[Any, Any]:
+    """As ``_to_c``; not for options with ``pre_exec``, whose == is not ours to call."""
+    global _last_c
+    last = _last_c
+    if options != last[0]:
+        last = _last_c = (options, *_to_c(options))
+    return last[1], last[2]
+
 
 def find_in_env(request: Request) -> bytes | None:
     """Where the start would look the program up; for messages."""
@@ -233,7 +246,7 @@ def start(request: Request, handle: Handle) -> None:
     if options.pre_exec is not None:
         _start_with_python(request, handle)
         return
-    c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
+    c, _alive = (_PLAIN_C, None) if options is PLAIN else _cached_c(options)
     if lib.sh_start_packed(c, argv, argc, env, envc, handle) < 0:
         raise _failure(request, handle)
 
@@ -252,7 +265,7 @@ def run(request: Request, handle: Handle, log: Log | None) -> int:
     if options.pre_exec is not None:
         start(request, handle)
         return finish_run(handle, log)
-    c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
+    c, _alive = (_PLAIN_C, None) if options is PLAIN else _cached_c(options)
     log_c = _NULL if log is None else log
     done = lib.sh_run_packed(c, argv, argc, env, envc, handle, log_c)
     if done != 1:

@@ -197,9 +197,13 @@ class AwaitableProcess:
         return f"<{type(self).__name__} {self.pid}>"
 
 
-def _find(name: Any, path_lookup: bool) -> Any:
-    """The program to execute, as portage finds it: in the PATH of this process."""
-    if name in _UNSEARCHED or (os.path.isabs(name) and _is_program(name)):
+def _find(name: Any, path_lookup: bool, unseen: bool) -> Any:
+    """The program to execute, as portage finds it: in the PATH of this process.
+
+    With ``unseen`` an absolute path is not looked at: exec will say what is
+    wrong with it, and the two system calls are saved.
+    """
+    if name in _UNSEARCHED or (os.path.isabs(name) and (unseen or _is_program(name))):
         return name
     found = find_binary(name) if path_lookup else None
     if not found:
@@ -358,7 +362,9 @@ def spawn(
         env = dict(env)
     if warn_on_large_env:
         _warn_if_large(words, os.environ if env is None else env)
-    binary = _find(words[0], path_lookup)
+    # Nothing that somebody could notice happens before exec fails.
+    unseen = pre_exec is None and not logfile
+    binary = _find(words[0], path_lookup, unseen)
     if logfile and fd_pipes is not None and not (1 in fd_pipes and 2 in fd_pipes):
         raise ValueError(fd_pipes)
     log = os.fspath(logfile) if logfile else None
@@ -392,6 +398,8 @@ def spawn(
     except (SpawnError, TypeError, ValueError) as error:
         if isinstance(error, SpawnError) and error.stage is Stage.CLONE:
             raise
+        if unseen:
+            _find(words[0], path_lookup, False)
         text, status = describe(error, words, env)
         started = _stand_in(text, status, fd_pipes, log, pids_only, bool(returnproc))
     return AwaitableProcess(started) if isinstance(started, Process) else started
@@ -599,6 +607,7 @@ def _configure_loopback_interface() -> None:
         if sys.stderr is not None:
             sys.stderr.write(f"spawnhelper: {error}\n")
             sys.stderr.flush()
+
 
 _ipv6: bool | None = None
 
