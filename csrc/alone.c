@@ -16,9 +16,9 @@ static __thread jmp_buf caller;
 
 static void come_back(void) { longjmp(caller, 1); }
 
-static struct sh_orders *prepare(const struct sh_request *request, struct sh_process *process) {
-    memset(&process->result, 0, sizeof process->result);
-    struct sh_orders *orders = sh_prepare(request, process, -1);
+static struct sh_orders *prepare(const struct sh_request *request, struct sh_process *process,
+                                 struct sh_isolation *isolation) {
+    struct sh_orders *orders = sh_prepare(request, process, -1, isolation);
     if (!orders)
         return NULL;
     orders->result = &process->result;
@@ -31,7 +31,16 @@ static struct sh_orders *prepare(const struct sh_request *request, struct sh_pro
 
 int sh_become(const struct sh_request *request, struct sh_process *process,
               struct sh_orders **orders) {
-    *orders = prepare(request, process);
+    struct sh_isolation *isolation = NULL;
+    memset(&process->result, 0, sizeof process->result);
+    if (request->namespaces || request->cgroup) {
+        isolation = sh_isolation_open(request, process, NULL, 1);
+        if (!isolation)
+            return -process->result.error;
+        sh_isolation_begin(isolation, process);
+        sh_add_notes(&process->result, isolation->notes, isolation->nnotes);
+    }
+    *orders = prepare(request, process, isolation);
     if (!*orders)
         return -process->result.error;
     sh_block_signals(&(*orders)->mask);
@@ -48,7 +57,8 @@ int sh_become_execute(const struct sh_orders *orders) {
 }
 
 int sh_arrange(const struct sh_request *request, struct sh_process *process) {
-    struct sh_orders *orders = prepare(request, process);
+    memset(&process->result, 0, sizeof process->result);
+    struct sh_orders *orders = prepare(request, process, NULL);
     if (!orders)
         return -process->result.error;
     int error = 0;

@@ -408,7 +408,8 @@ int sh_set_is_dead(const struct sh_set *set);
 /* alone.c: the child's stages in the calling process itself. */
 
 /* Everything up to exec, with all signals blocked: 0, or a negative errno with
- * process->result filled in. The caller then calls sh_become_execute() or ends. */
+ * process->result filled in. A pid namespace is for children only: not here. The caller then calls
+ * sh_become_execute() or ends. */
 int sh_become(const struct sh_request *request, struct sh_process *process,
               struct sh_orders **orders);
 /* Returns only on failure: a negative errno, result filled in. */

@@ -299,7 +299,7 @@ def test_loopback_in_a_fresh_network_namespace():
 
     expected = ["10.0.0.1", "127.0.0.1"]
     if process.has_ipv6():
-        expected = ["0" * 31 + "1/128 lo", *expected, "fd" + "0" * 29 + "1/8 lo"]
+        expected = ["0" * 31 + "1/128 lo", *expected, "00fd" + "0" * 27 + "1/8 lo"]
     before, after, resolves = in_child(child)
     assert before == []
     assert (after, resolves) == (sorted(expected), True)

@@ -147,7 +147,6 @@ ffi.set_source(
         "csrc/fdplan.h",
         "csrc/state.h",
         "csrc/sys.h",
-        "csrc/net.h",
     ],
     # A symbol must never be bound lazily while a child shares our memory.
     extra_link_args=["-Wl,-z,now", "-pthread"],

@@ -186,9 +186,12 @@ def _cached_c(options: Options) -> tuple[Any, Any]:
     """As ``_to_c``; not for options with ``pre_exec``, whose == is not ours to call."""
     global _last_c
     last = _last_c
-    if options != last[0]:
-        last = _last_c = (options, *_to_c(options))
-    return last[1], last[2]
+    if options == last[0]:
+        return last[1], last[2]
+    c, alive = _to_c(options)
+    if options.isolation is None:  # a prepared set would live on here
+        _last_c = options, c, alive
+    return c, alive
 
 
 def find_in_env(request: Request) -> bytes | None:
@@ -625,8 +628,10 @@ def set_has_user(which: Set) -> bool:
 # ---- the child's stages in this very process ----
 
 
-def become(request: Request) -> NoReturn:
+def become(request: Request, tell: Callable[[tuple[Note, ...]], None]) -> NoReturn:
     """Turn this process into the command: for a process that was forked for it.
+
+    What best effort tolerates is told before the last steps.
 
     Raises:
         SpawnError: a step failed, which cannot be undone.
@@ -639,6 +644,7 @@ def become(request: Request) -> NoReturn:
     handle, orders = new_handle(), _new("struct sh_orders **")
     if lib.sh_become(c, handle, orders) < 0:
         raise _failure(request, handle)
+    tell(notes(handle))
     if options.pre_exec is not None:
         options.pre_exec()
     lib.sh_become_execute(orders[0])
@@ -656,7 +662,7 @@ def arrange_fds(fds: FdMap, close_rest: bool) -> None:
     handle = new_handle()
     if lib.sh_arrange(c, handle) < 0:
         result = handle.result
-        raise _errors.failure(Stage(result.stage), result.error, result.detail, "", None)
+        raise _errors.failure(Stage(result.stage), result.error, result.detail, "", None, None)
 
 
 def try_unshare(flags: int) -> int:
@@ -673,7 +679,7 @@ def raise_loopback() -> None:
     """
     error = lib.sh_raise_loopback()
     if error < 0:
-        raise _errors.failure(Stage.LOOPBACK, -error, -1, "lo", None)
+        raise _errors.failure(Stage.LOOPBACK, -error, -1, "", None, None)
 
 
 # ---- the slow path: Python code between fork and exec ----

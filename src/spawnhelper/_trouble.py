@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import traceback
@@ -9,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ._errors import SpawnError, Stage
+from ._errors import Note, SpawnError
+from ._stages import Stage
 
 # What exec takes as one string, less some room (MAX_ARG_STRLEN, 131072 bytes).
 _LONGEST_TEXT = 65536
@@ -107,6 +109,14 @@ def _join(reason: str, words: Iterable[object], more: str) -> str:
         command = command[:_LONGEST_COMMAND] + " …"
     text = f"spawnhelper: {reason}\n  command: {command}\n{more}".replace("\0", "\\0")
     return text if len(text) < _LONGEST_TEXT // 4 else text[: _LONGEST_TEXT // 4] + "\n"
+
+
+def tell_isolation(notes: Iterable[Note], fd: int) -> None:
+    """One line about what a command lacks, on its stderr."""
+    reasons = "; ".join(map(str, notes))
+    if reasons:
+        with contextlib.suppress(OSError):
+            os.write(fd, f"spawnhelper: less isolated than asked: {reasons}\n".encode())
 
 
 def _show(word: object) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import sys
 import warnings
@@ -20,14 +21,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from . import _core, _errors, _hooks
-from ._errors import CommandNotFound, SpawnError, Stage
+from ._errors import CommandNotFound, SpawnError
 from ._fds import FdMap, get_open_fds, is_open, parse_map, sanitize_fds
 from ._hooks import atexit_register, run_coroutine_exitfuncs, run_exitfuncs
 from ._lookup import find_binary
+from ._namespaces import listener
 from ._process import Process
-from ._request import make_request
+from ._request import Isolation, encode, make_request
 from ._spawn import spawn as _spawn
-from ._trouble import EnvStats, calc_env_stats, describe, exit_status, largest_of, report_status
+from ._stages import Stage
+from ._trouble import (
+    EnvStats,
+    calc_env_stats,
+    describe,
+    exit_status,
+    largest_of,
+    report_status,
+    tell_isolation,
+)
 
 __all__ = [
     "AwaitableProcess",
@@ -289,6 +300,21 @@ def _stand_in(
     )
 
 
+def _fd_of_stderr(fd_pipes: Any) -> int:
+    source = fd_pipes.get(2, 2) if isinstance(fd_pipes, Mapping) else 2
+    return source if isinstance(source, int) else 2
+
+
+def _spawn_best_effort(command: Any, **keywords: Any) -> Any:
+    """``spawn`` with best effort; what is missing is a line on the command's stderr."""
+    fd = _fd_of_stderr(keywords["fd_pipes"])
+    token = listener.set(lambda notes: tell_isolation(notes, fd))
+    try:
+        return _spawn(command, isolation="best-effort", **keywords)
+    finally:
+        listener.reset(token)
+
+
 def spawn(
     mycommand: Any,
     env: Any = None,
@@ -369,11 +395,13 @@ def spawn(
         raise ValueError(fd_pipes)
     log = os.fspath(logfile) if logfile else None
     pids_only = bool(returnpid and not returnproc)
+    isolated = unshare_net or unshare_ipc or unshare_mount or unshare_pid or cgroup
     started: int | list[int] | Process
     try:
         if cwd is not None and not os.path.isabs(binary):
             binary = os.path.abspath(binary)  # as found, not as seen from there
-        started = _spawn(
+        start = _spawn_best_effort if isolated else _spawn
+        started = start(
             [binary, *words[1:]],
             env=env,
             opt_name=_name_of(binary, opt_name),
@@ -486,6 +514,16 @@ def spawn_fakeroot(
 # ---- the stages alone, in a process that somebody forked ----
 
 
+def _end_like(returncode: int) -> NoReturn:
+    """End this process with the status of its command, a signal included."""
+    if returncode < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the command's own is enough
+        signal.signal(-returncode, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [-returncode])
+        os.kill(os.getpid(), -returncode)
+    os._exit(returncode)
+
+
 def _setup_pipes(
     fd_pipes: Mapping[int, int] | None, close_fds: bool = True, inheritable: bool | None = None
 ) -> None:
@@ -565,8 +603,38 @@ def _exec(
     """
     status = 1
     try:
-        if unshare_net or unshare_ipc or unshare_mount or unshare_pid or cgroup:
-            raise NotImplementedError("isolation is not available in this release")
+        if unshare_pid:  # for children only: this process stays, and ends as the command does
+            _end_like(
+                _spawn_best_effort(
+                    [binary, *mycommand[1:]],
+                    env=env,
+                    opt_name=_name_of(binary, opt_name),
+                    fd_pipes=_map_fds(fd_pipes, close_fds),
+                    uid=int(uid) if uid else None,
+                    gid=int(gid) if gid else None,
+                    groups=list(groups) if groups else None,
+                    umask=None if umask is None else int(umask) & 0o777,
+                    cwd=cwd,
+                    path_lookup=False,
+                    pre_exec=None if pre_exec is None else report_status(pre_exec),
+                    close_fds=close_fds,
+                    unshare_net=unshare_net,
+                    unshare_ipc=unshare_ipc,
+                    unshare_mount=unshare_mount,
+                    unshare_pid=True,
+                    cgroup=cgroup or None,
+                )
+            )
+        isolation = None
+        if unshare_net or unshare_ipc or unshare_mount or cgroup:
+            directory = encode(cgroup, "cgroup") if cgroup else None
+            isolation = Isolation(
+                net=bool(unshare_net),
+                ipc=bool(unshare_ipc),
+                mount=bool(unshare_mount),
+                cgroup=directory,
+                best_effort=True,
+            )
         request = make_request(
             [binary, *mycommand[1:]],
             env,
@@ -580,13 +648,14 @@ def _exec(
             False,
             pre_exec,
             close_fds,
+            isolation,
         )
-        _core.become(request)
+        _core.become(request, lambda notes: tell_isolation(notes, 2))
     except SystemExit as left:
         status = exit_status(left)
     except BaseException as error:
-        text, _ = describe(error, mycommand, env)
-        os.write(2, os.fsencode(text))
+        text, status = describe(error, mycommand, env)
+        os.write(_fd_of_stderr(fd_pipes) if unshare_pid else 2, os.fsencode(text))
     finally:
         os._exit(status)
 
