@@ -542,6 +542,42 @@ def test_setup_pipes_keeps_the_flag_in_a_swap(files):
 # ---- each difference on purpose, with what portage does ----
 
 DIFFERENT = {
+    "terminated in a pid namespace": (
+        {"arguments": [["/bin/sh", "-c", "kill -TERM $$"]], "keywords": {"unshare_pid": True}},
+        "result",
+        127,
+        -15,
+    ),
+    "killed in a pid namespace": (
+        {"arguments": [["/bin/sh", "-c", "kill -KILL $$"]], "keywords": {"unshare_pid": True}},
+        "result",
+        1,
+        -9,
+    ),
+    "pre_exec in a pid namespace": (
+        {
+            "arguments": [["/bin/true"]],
+            "keywords": {"unshare_pid": True, "uid": 12, "cwd": "DIR", "pre_exec": "note"},
+        },
+        "pre-exec",
+        "0 DIR ",
+        "12 DIR ",
+    ),
+    "environment in a pid namespace": (
+        {
+            "arguments": [["/usr/bin/env"]],
+            "keywords": {"unshare_pid": True, "env": {}, "fd_pipes": {"fds": FDS}},
+        },
+        "file1",
+        "LC_CTYPE=C.UTF-8\n",
+        "",
+    ),
+    "no fd_pipes in a pid namespace": (
+        {"arguments": [["/bin/true"]], "keywords": {"unshare_pid": True, "fd_pipes": {"fds": {}}}},
+        "result",
+        1,
+        0,
+    ),
     "log with returnproc": (
         {
             "arguments": [["/bin/sh", "-c", "echo x"]],
