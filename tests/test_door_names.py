@@ -150,3 +150,8 @@ def test_dummy_list():
         listed.remove(1)
     assert listed == [2]
     assert process.cleanup() is None
+
+
+def test_what_is_left_to_portage():
+    for name in ("Process", "MultiprocessingProcess", "_start_fork", "_chain_pre_exec_fns"):
+        assert name not in vars(process)

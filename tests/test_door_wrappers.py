@@ -55,7 +55,6 @@ def test_bash_with_a_blank_line():
 def test_missing_bash_is_status_1(monkeypatch, output):
     """The constants are used unsearched and unchecked."""
     monkeypatch.setattr(process, "BASH_BINARY", "/nonexistent/bash")
-    monkeypatch.setattr(process, "_UNSEARCHED", ("/nonexistent/bash",))
     fd_pipes, written = output
     assert process.spawn_bash("echo a", fd_pipes=fd_pipes) == 1
     assert "/nonexistent/bash" in written()
@@ -140,7 +139,6 @@ def test_fakeroot_arguments(tmp_path, monkeypatch, probe):
 
 def test_missing_fakeroot_is_status_1(monkeypatch, output):
     monkeypatch.setattr(process, "FAKEROOT_BINARY", "/nonexistent/fakeroot")
-    monkeypatch.setattr(process, "_UNSEARCHED", ("/nonexistent/fakeroot",))
     fd_pipes, written = output
     assert process.spawn_fakeroot("true", fd_pipes=fd_pipes) == 1
     assert "/nonexistent/fakeroot" in written()

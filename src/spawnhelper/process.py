@@ -26,7 +26,7 @@ from ._fds import FdMap, get_open_fds, is_open, parse_map, sanitize_fds
 from ._hooks import atexit_register, run_coroutine_exitfuncs, run_exitfuncs
 from ._lookup import find_binary
 from ._namespaces import listener
-from ._process import Process
+from ._process import Process as _Process
 from ._request import Isolation, encode, make_request
 from ._spawn import spawn as _spawn
 from ._stages import Stage
@@ -67,7 +67,6 @@ __all__ = [
 BASH_BINARY = "/bin/bash"
 FAKEROOT_BINARY = "/usr/bin/fakeroot"
 SANDBOX_BINARY = "/usr/bin/sandbox"
-_UNSEARCHED = (BASH_BINARY, SANDBOX_BINARY, FAKEROOT_BINARY)
 
 # Written by the engine's setup: see csrc/standin.c.
 _STAND_IN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_standin")
@@ -157,7 +156,7 @@ class AwaitableProcess:
 
     __slots__ = ("__weakref__", "handle")
 
-    def __init__(self, handle: Process) -> None:
+    def __init__(self, handle: _Process) -> None:
         self.handle = handle
 
     @property
@@ -214,7 +213,8 @@ def _find(name: Any, path_lookup: bool, unseen: bool) -> Any:
     With ``unseen`` an absolute path is not looked at: exec will say what is
     wrong with it, and the two system calls are saved.
     """
-    if name in _UNSEARCHED or (os.path.isabs(name) and (unseen or _is_program(name))):
+    unsearched = (BASH_BINARY, SANDBOX_BINARY, FAKEROOT_BINARY)
+    if name in unsearched or (os.path.isabs(name) and (unseen or _is_program(name))):
         return name
     found = find_binary(name) if path_lookup else None
     if not found:
@@ -281,7 +281,7 @@ def _stand_in(
     logfile: Any,
     returnpid: bool,
     returnproc: bool,
-) -> int | list[int] | Process:
+) -> int | list[int] | _Process:
     """A process that says the text where the command would have, and has this status."""
     given = fd_pipes if isinstance(fd_pipes, Mapping) else {}
     pairs: FdMap = {}
@@ -396,7 +396,7 @@ def spawn(
     log = os.fspath(logfile) if logfile else None
     pids_only = bool(returnpid and not returnproc)
     isolated = unshare_net or unshare_ipc or unshare_mount or unshare_pid or cgroup
-    started: int | list[int] | Process
+    started: int | list[int] | _Process
     try:
         if cwd is not None and not os.path.isabs(binary):
             binary = os.path.abspath(binary)  # as found, not as seen from there
@@ -430,7 +430,7 @@ def spawn(
             _find(words[0], path_lookup, False)
         text, status = describe(error, words, env)
         started = _stand_in(text, status, fd_pipes, log, pids_only, bool(returnproc))
-    return AwaitableProcess(started) if isinstance(started, Process) else started
+    return AwaitableProcess(started) if isinstance(started, _Process) else started
 
 
 def spawn_bash(
