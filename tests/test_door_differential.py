@@ -62,7 +62,7 @@ def normalize(report, directory, keys):
         for name, inode in report.pop("namespaces").items()
         if inode != os.stat(f"/proc/self/ns/{name}").st_ino
     }
-    for key in ("pid", "ppid", "processes", "mounts"):
+    for key in ("pid", "ppid", "processes", "mounts", "pid1"):
         report.pop(key)
     if "pid" in report["fresh"]:
         # rows: a session of its own, but no process above it; environment as given
