@@ -218,7 +218,7 @@ FAILURES = {
     "closed fd": ({"fd_pipes": {2: 2, 7: 987}}, "fd 987"),
     "bad word": ({"words": ["x", 5]}, "int"),
     "bad env": ({"env": {"A": "\0"}}, "env"),
-    "pre_exec": ({"pre_exec": lambda: 1 // 0}, "division"),
+    "pre_exec": ({"pre_exec": lambda: 1 // 0}, "Traceback"),
 }
 
 

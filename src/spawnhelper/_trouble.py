@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import Note, SpawnError
-from ._stages import Stage
 
 # What exec takes as one string, less some room (MAX_ARG_STRLEN, 131072 bytes).
 _LONGEST_TEXT = 65536
@@ -70,7 +69,7 @@ def report_status(pre_exec: Any) -> Any:
         try:
             pre_exec()
         except SystemExit as raised:
-            raise _PreExecFailed(_STATUS_BASE + exit_status(raised), "") from None
+            raise _PreExecFailed(_STATUS_BASE + _exit_status(raised), "") from None
         except BaseException:
             text = traceback.format_exc().encode("utf-8", "replace")[-_LONGEST_TRACEBACK:]
             raise _PreExecFailed(_STATUS_BASE + 1, text.decode("utf-8", "replace")) from None
@@ -78,7 +77,7 @@ def report_status(pre_exec: Any) -> Any:
     return reporting
 
 
-def exit_status(raised: SystemExit) -> int:
+def _exit_status(raised: SystemExit) -> int:
     """The status that Python itself would end with."""
     code = raised.code
     if code is None:
@@ -88,18 +87,13 @@ def exit_status(raised: SystemExit) -> int:
 
 def describe(error: BaseException, words: Iterable[object], env: Any) -> tuple[str, int]:
     """What the command's stderr should say, and the status it should have had."""
-    if isinstance(error, SpawnError):
-        number = error.errno or 0
-        if error.stage is Stage.PRE_EXEC and number >= _STATUS_BASE:
-            text = str(error.strerror).partition(f"{_PreExecFailed.__name__}: ")[2]
-            return (
-                (_join(text.rstrip(), words, ""), number - _STATUS_BASE)
-                if text
-                else (
-                    "",
-                    number - _STATUS_BASE,
-                )
-            )
+    if isinstance(error, OSError) and (error.errno or 0) >= _STATUS_BASE:  # of report_status
+        text = str(error.strerror)
+        marker = f"{_PreExecFailed.__name__}: "  # the engine puts stage and class before it
+        if isinstance(error, SpawnError):
+            text = text.partition(marker)[2]
+        said = _join(text.rstrip(), words, "") if text else ""
+        return said, (error.errno or 0) - _STATUS_BASE
     return _join(str(error), words, _explain_size(error, env)), 1
 
 

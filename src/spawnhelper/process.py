@@ -34,7 +34,6 @@ from ._trouble import (
     EnvStats,
     calc_env_stats,
     describe,
-    exit_status,
     largest_of,
     report_status,
     tell_isolation,
@@ -646,13 +645,11 @@ def _exec(
             None if umask is None else int(umask) & 0o777,
             cwd,
             False,
-            pre_exec,
+            None if pre_exec is None else report_status(pre_exec),
             close_fds,
             isolation,
         )
         _core.become(request, lambda notes: tell_isolation(notes, 2))
-    except SystemExit as left:
-        status = exit_status(left)
     except BaseException as error:
         text, status = describe(error, mycommand, env)
         os.write(_fd_of_stderr(fd_pipes) if unshare_pid else 2, os.fsencode(text))
