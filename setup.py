@@ -30,7 +30,11 @@ CHILD_FLAGS = [
     "-fno-lto",
     "-fvisibility=hidden",
 ]
-HELPER_SOURCES = {"tee": "csrc/tee.c", "holder": "csrc/holder.c"}
+HELPER_SOURCES = {
+    "tee": "csrc/tee.c",
+    "holder": "csrc/holder.c",
+    "standin": "csrc/standin.c",
+}
 HELPER_FLAGS = [
     "-Os",
     "-std=gnu11",

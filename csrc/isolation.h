@@ -354,6 +354,26 @@ static void isolate(orders_t *orders) {
     await_holder(orders);
 }
 
+/* A new session is a new autogroup, between which the nice value counts (sched(7),
+ * bugs.gentoo.org/777492): without this a niced build would be as greedy as any. */
+static void keep_nice(void) {
+    int nice = 20 - (int)SYS(getpriority, 0, 0);
+    if (nice == 0)
+        return;
+    char text[4];
+    int length = 0, size = nice < 0 ? -nice : nice;
+    if (nice < 0)
+        text[length++] = '-';
+    if (size >= 10)
+        text[length++] = (char)('0' + size / 10);
+    text[length++] = (char)('0' + size % 10);
+    int file = (int)SYS(openat, AT_FDCWD, "/proc/self/autogroup", O_WRONLY | O_CLOEXEC, 0);
+    if (file < 0)
+        return; /* a kernel without, or no /proc: nothing is lost */
+    SYS(write, file, text, length);
+    SYS(close, file);
+}
+
 /* kill(0, …) and terminal signals from inside reach nobody outside, and the reverse. */
 static void start_session(orders_t *orders) {
     if (!(orders->request->flags & SH_NEW_SESSION))
@@ -361,6 +381,7 @@ static void start_session(orders_t *orders) {
     long error = SYS(setsid);
     if (error < 0)
         fail(orders, SH_STAGE_CLONE, error, 0);
+    keep_nice();
 }
 
 /* ---- making processes that share this memory ---- */

@@ -52,6 +52,8 @@ void sh_child_fail(orders_t *orders, int stage, int error, int detail, const cha
         report(orders);
         write_all(orders->report, text, length);
     }
+    if (orders->failed)
+        orders->failed();
     leave();
 }
 
@@ -217,7 +219,7 @@ static void keep(orders_t *orders, int fd) {
         fail(orders, SH_STAGE_FDS, error, fd);
 }
 
-static void arrange_fds(orders_t *orders) {
+void sh_child_arrange(orders_t *orders) {
     enter(orders, SH_STAGE_FDS);
     for (uint32_t i = 0; i < orders->nsteps; i++) {
         const struct sh_fdstep *step = &orders->steps[i];
@@ -336,7 +338,7 @@ void sh_child_prepare(orders_t *orders) {
     detach_files(orders);
     start_session(orders);
     isolate(orders);
-    arrange_fds(orders);
+    sh_child_arrange(orders);
     set_groups(orders);
     set_gid(orders);
     set_uid(orders);

@@ -179,6 +179,8 @@ struct sh_orders {
     uint64_t mask;      /* the command's signal mask */
     struct sh_isolation *isolation; /* NULL: none; only the parent changes it */
     volatile struct sh_result *result;
+    void (*failed)(
+        void); /* NULL: a failure ends the child; else this is called, and comes not back */
 };
 
 /* The namespaces, in the order in which they can be entered: a user namespace
@@ -286,6 +288,7 @@ _Noreturn void sh_intermediate(void *orders);
 /* Clones the holder; runs in the intermediate, or in the thread that will fork. 0 or an error. */
 long sh_make_holder(const struct sh_orders *orders);
 void sh_child_prepare(const struct sh_orders *orders);
+void sh_child_arrange(const struct sh_orders *orders); /* the descriptors only */
 _Noreturn void sh_child_execute(const struct sh_orders *orders);
 _Noreturn void sh_child_fail(const struct sh_orders *orders, int stage, int error, int detail,
                              const char *text, uint32_t length);
@@ -403,6 +406,22 @@ void sh_set_discard(void *set);
 int sh_set_mine(const struct sh_set *set);
 /* Whether its holder has ended. */
 int sh_set_is_dead(const struct sh_set *set);
+
+/* alone.c: the child's stages in the calling process itself. */
+
+/* Everything up to exec, with all signals blocked: 0, or a negative errno with
+ * process->result filled in. A pid namespace is for children only: not here. The caller then calls
+ * sh_become_execute() or ends. */
+int sh_become(const struct sh_request *request, struct sh_process *process,
+              struct sh_orders **orders);
+/* Returns only on failure: a negative errno, result filled in. */
+int sh_become_execute(const struct sh_orders *orders);
+/* The fd map alone: 0, or a negative errno with process->result filled in. */
+int sh_arrange(const struct sh_request *request, struct sh_process *process);
+/* errno of unshare(2) in a throw-away process; 0: it works. */
+int sh_try_unshare(int flags);
+/* lo of this network namespace: up, 10.0.0.1/8 and fd::1/8. 0 or a negative errno. */
+int sh_raise_loopback(void);
 
 /* pyfork.c: the slow path, with Python code before exec. */
 

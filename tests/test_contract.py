@@ -40,7 +40,8 @@ def imports_of(path: Path) -> set[str]:
 
 ORDER = [
     "_spawnhelper", "_stages", "_remedies", "_errors", "_state", "_fds", "_lookup", "_request",
-    "_core", "_namespaces", "_aio", "_process", "_group", "_log", "_spawn", "__init__",
+    "_core", "_namespaces", "_aio", "_process", "_group", "_log", "_spawn", "_hooks", "_trouble",
+    "process", "__init__",
 ]  # fmt: skip
 
 

@@ -104,6 +104,12 @@ int sh_ended(struct sh_process *process);
 int sh_fork(const struct sh_request *request, struct sh_process *process,
             struct sh_orders **orders);
 int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint32_t *length);
+int sh_become(const struct sh_request *request, struct sh_process *process,
+              struct sh_orders **orders);
+int sh_become_execute(const struct sh_orders *orders);
+int sh_arrange(const struct sh_request *request, struct sh_process *process);
+int sh_try_unshare(int flags);
+int sh_raise_loopback(void);
 void sh_child_prepare(const struct sh_orders *orders);
 void sh_child_execute(const struct sh_orders *orders);
 void sh_child_fail(const struct sh_orders *orders, int stage, int error, int detail,
@@ -126,6 +132,7 @@ ffi.set_source(
         "csrc/logpipe.c",
         "csrc/pydrop.c",
         "csrc/pyfork.c",
+        "csrc/alone.c",
         "csrc/fdplan.c",
         "csrc/isolate.c",
         "csrc/sets.c",

@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from signal import SIGTERM
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 from . import _errors
 from ._errors import Note
+from ._fds import FdMap
 from ._request import PLAIN, Isolation, Options, Request
 from ._spawnhelper import ffi, lib
 from ._stages import Stage
@@ -176,6 +177,22 @@ def _to_c(options: Options) -> tuple[Any, Any]:
 
 _PLAIN_C, _ = _to_c(PLAIN)
 
+# (options, their C form, what must live as long) of the last call: a build farm
+# gives the same thousands of times. Replaced as a whole, and never changed.
+_last_c: tuple[Options, Any, Any] = (PLAIN, _PLAIN_C, None)
+
+
+def _cached_c(options: Options) -> tuple[Any, Any]:
+    """As ``_to_c``; not for options with ``pre_exec``, whose == is not ours to call."""
+    global _last_c
+    last = _last_c
+    if options == last[0]:
+        return last[1], last[2]
+    c, alive = _to_c(options)
+    if options.isolation is None:  # a prepared set would live on here
+        _last_c = options, c, alive
+    return c, alive
+
 
 def find_in_env(request: Request) -> bytes | None:
     """Where the start would look the program up; for messages."""
@@ -232,7 +249,7 @@ def start(request: Request, handle: Handle) -> None:
     if options.pre_exec is not None:
         _start_with_python(request, handle)
         return
-    c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
+    c, _alive = (_PLAIN_C, None) if options is PLAIN else _cached_c(options)
     if lib.sh_start_packed(c, argv, argc, env, envc, handle) < 0:
         raise _failure(request, handle)
 
@@ -251,7 +268,7 @@ def run(request: Request, handle: Handle, log: Log | None) -> int:
     if options.pre_exec is not None:
         start(request, handle)
         return finish_run(handle, log)
-    c, _alive = (_PLAIN_C, None) if options is PLAIN else _to_c(options)
+    c, _alive = (_PLAIN_C, None) if options is PLAIN else _cached_c(options)
     log_c = _NULL if log is None else log
     done = lib.sh_run_packed(c, argv, argc, env, envc, handle, log_c)
     if done != 1:
@@ -606,6 +623,63 @@ def set_names(which: Set) -> list[str]:
 def set_has_user(which: Set) -> bool:
     """Whether it has a user namespace."""
     return bool(which.namespaces & lib.SH_NEWUSER)
+
+
+# ---- the child's stages in this very process ----
+
+
+def become(request: Request, tell: Callable[[tuple[Note, ...]], None]) -> NoReturn:
+    """Turn this process into the command: for a process that was forked for it.
+
+    What best effort tolerates is told before the last steps.
+
+    Raises:
+        SpawnError: a step failed, which cannot be undone.
+        BaseException: what ``pre_exec`` raised.
+    """
+    options = request.options
+    c, _alive = _to_c(options)
+    argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
+    c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
+    handle, orders = new_handle(), _new("struct sh_orders **")
+    if lib.sh_become(c, handle, orders) < 0:
+        raise _failure(request, handle)
+    tell(notes(handle))
+    if options.pre_exec is not None:
+        options.pre_exec()
+    lib.sh_become_execute(orders[0])
+    raise _failure(request, handle)
+
+
+def arrange_fds(fds: FdMap, close_rest: bool) -> None:
+    """Make this process's descriptors what the map says; all its keys inheritable.
+
+    Raises:
+        SpawnError: a source is not open, and nothing was changed; or no descriptor is free.
+    """
+    c, _alive = _to_c(Options(lookup=False, fds=fds, close_fds=close_rest))
+    c.argv = c.env = _from_buffer(b"\0")
+    handle = new_handle()
+    if lib.sh_arrange(c, handle) < 0:
+        result = handle.result
+        raise _errors.failure(Stage(result.stage), result.error, result.detail, "", None, None)
+
+
+def try_unshare(flags: int) -> int:
+    """The errno of unshare(2) with these flags, tried in a throw-away process; 0 if it works."""
+    error: int = lib.sh_try_unshare(flags)
+    return error
+
+
+def raise_loopback() -> None:
+    """Give this network namespace a loopback device that is up, with 10.0.0.1/8 and fd::1/8.
+
+    Raises:
+        SpawnError: the kernel refused (LOOPBACK).
+    """
+    error = lib.sh_raise_loopback()
+    if error < 0:
+        raise _errors.failure(Stage.LOOPBACK, -error, -1, "", None, None)
 
 
 # ---- the slow path: Python code between fork and exec ----

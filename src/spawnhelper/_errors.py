@@ -91,6 +91,16 @@ class Note(NamedTuple):
         return self.message
 
 
+def log_trouble(status: int) -> str | None:
+    """What the exit status of a log copier (csrc/tee.c) says; None: everything was copied."""
+    if status == 0:
+        return None
+    if status < 0:
+        return f"output was lost: its copier was killed by signal {-status}"
+    sink = "the log" if status < 128 else "stdout"
+    return f"output could not be copied to {sink}: {os.strerror(status % 128)}"
+
+
 _classes: dict[tuple[type[SpawnError], type[OSError]], type[SpawnError]] = {}
 
 

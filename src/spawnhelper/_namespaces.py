@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Literal
 
@@ -24,9 +26,18 @@ def to_best_effort(policy: str) -> bool:
     return policy == "best-effort"
 
 
+# Who is told instead of a warning: the portage door, for the time of its own call.
+listener: ContextVar[Callable[[tuple[Note, ...]], None] | None] = ContextVar(
+    "spawnhelper_listener", default=None
+)
+
+
 def warn(notes: tuple[Note, ...], stacklevel: int) -> None:
     """One warning for all notes of a call, if there are any."""
-    if notes:
+    tell = listener.get()
+    if notes and tell is not None:
+        tell(notes)
+    elif notes:
         text = "; ".join(map(str, notes))
         warnings.warn(f"less isolated than asked: {text}", IsolationWarning, stacklevel + 1)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Generator
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _core
+from . import _core, _errors
 from ._errors import Note
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ class Process:
         """
         if not _core.wait(self._handle, 0):
             return None
-        if self._copier is not None:
-            _core.wait(self._copier._handle, 0)
+        copier = self._copier
+        if copier is not None and _core.wait(copier._handle, 0):
+            self._report_copier(copier)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -147,9 +149,12 @@ class Process:
         """
         deadline = None if timeout is None else monotonic() + timeout
         ended = _core.wait(self._handle, timeout)
-        if ended and self._copier is not None:  # its status is nobody's business
+        copier = self._copier
+        if ended and copier is not None:
             left = None if deadline is None else max(0.0, deadline - monotonic())
-            ended = _core.wait(self._copier._handle, left)
+            ended = _core.wait(copier._handle, left)
+            if ended:
+                self._report_copier(copier)
         if not ended:
             import subprocess
 
@@ -174,12 +179,26 @@ class Process:
 
         if not _core.reap(self._handle):
             await _aio.wait_for_end(self._handle)
-        if self._copier is not None:  # its status is nobody's business
-            await _aio.wait_for_end(self._copier._handle)
+        copier = self._copier
+        if copier is not None:
+            await _aio.wait_for_end(copier._handle)
+            self._report_copier(copier)
         return _core.returncode(self._handle)
 
     def __await__(self) -> Generator[Any, Any, int]:
         return self.wait_async().__await__()
+
+    def _report_copier(self, copier: Process) -> None:
+        """Warn, once, of output that its copier could not copy; the status stays the command's."""
+        if self._copier is None:  # another waiter was here
+            return
+        self._copier = None
+        try:
+            trouble = _errors.log_trouble(_core.returncode(copier._handle))
+        except ChildProcessError:
+            return  # somebody else knows
+        if trouble:
+            warnings.warn(trouble, _errors.LogWarning, stacklevel=3)
 
     def _arguments(self) -> list[str]:
         return [os.fsdecode(word) for word in self._argv.split(b"\0")]
@@ -214,9 +233,10 @@ class Process:
     def _end(self) -> None:
         """SIGTERM, one second, SIGKILL; reaped. For a call that cannot deliver its result."""
         _core.end(self._handle)
-        if self._copier is not None and _core.is_ours(self._copier._handle):
-            _core.wait(self._copier._handle, _GRACE_SECONDS)
-            _core.finish(self._copier._handle)
+        copier = self._copier
+        if copier is not None and _core.is_ours(copier._handle):
+            _core.wait(copier._handle, _GRACE_SECONDS)
+            _core.finish(copier._handle)
 
     def __enter__(self) -> Process:
         return self
@@ -230,8 +250,9 @@ class Process:
         """Kill it if it still runs, and reap it."""
         if _core.is_ours(self._handle):
             _core.finish(self._handle)  # one that may not be killed is left to later starts
-        if self._copier is not None and _core.is_ours(self._copier._handle):
-            _core.wait(self._copier._handle, None)
+        copier = self._copier
+        if copier is not None and _core.is_ours(copier._handle):
+            _core.wait(copier._handle, None)
 
     async def __aenter__(self) -> Process:
         return self
