@@ -130,7 +130,7 @@ BUGS = {
     ),
     "descriptor left open": (
         *("full", "isolate.c", "isolate.c"),
-        *("isolation->owner,  isolation->program,", "isolation->owner, -1,"),
+        *("    close_channels(isolation);\n    for (unsigned i", "    for (unsigned i"),
     ),
     "the intermediate's descriptor left open": (
         *("preparing", "isolate.c", "isolate.c"),
