@@ -212,8 +212,8 @@ static void enter_set(orders_t *orders) {
     if (!set)
         return;
     enter(orders, SH_STAGE_NAMESPACES);
-    if (set->namespaces & SH_NEWUSER)
-        hide_copy(orders);
+    if (set->namespaces & SH_NEWUSER && hide_copy(orders) < 0)
+        fail(orders, SH_STAGE_NAMESPACES, -EPERM, SH_NEWUSER);
     if (set->namespaces & SH_NEWNS && needs_cwd(orders)) {
         long error = SYS(getcwd, cwd, sizeof cwd);
         if (error < 0)
@@ -357,8 +357,9 @@ static void isolate(orders_t *orders) {
 /* A new session is a new autogroup, between which the nice value counts (sched(7),
  * bugs.gentoo.org/777492): without this a niced build would be as greedy as any. */
 static void keep_nice(void) {
-    int nice = 20 - (int)SYS(getpriority, 0, 0);
-    if (nice == 0)
+    long priority = SYS(getpriority, 0, 0);
+    int nice = 20 - (int)priority;
+    if (priority < 0 || nice == 0)
         return;
     char text[4];
     int length = 0, size = nice < 0 ? -nice : nice;

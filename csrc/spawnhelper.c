@@ -255,9 +255,8 @@ static void set_groups(orders_t *orders) {
 
 /* A copy of our parent's memory holds its secrets as well. (Where the memory is
  * shared the parent sees to it.) */
-static void hide_copy(orders_t *orders) {
-    if (orders->own_memory)
-        SYS(prctl, PR_SET_DUMPABLE, 0);
+static long hide_copy(orders_t *orders) {
+    return orders->own_memory ? SYS(prctl, PR_SET_DUMPABLE, 0) : 0;
 }
 
 static void set_gid(orders_t *orders) {

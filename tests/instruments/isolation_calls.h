@@ -38,6 +38,7 @@ static const struct known {
     {SYS_getcwd, "getcwd", 0, S(CHDIR)},
     {SYS_getdents64, "getdents64", 0, S(FDS)},
     {SYS_getpid, "getpid", 0, 0},
+    {SYS_getpriority, "getpriority", 0, 0},
     {SYS_gettid, "gettid", 0, 0},
     {SYS_ioctl, "ioctl", 0, S(LOOPBACK)},
     {SYS_kill, "kill", 0, 0},
