@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,38 @@ AVOIDED = os.environ.get("SPAWNHELPER_AVOID", "").split(",")
 needs_pidfd = pytest.mark.skipif("pidfd" in AVOIDED, reason="forced mode without pidfd")
 needs_vfork = pytest.mark.skipif("vfork" in AVOIDED, reason="forced mode without vfork")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def find_ordinary_python() -> tuple[list[str], dict[str, str]] | None:
+    """An interpreter that every user may run and that can import the library, and its environment.
+
+    The one that runs the tests is often below a private home directory.
+    """
+    if os.geteuid() != 0:
+        return [sys.executable], {**os.environ}
+    import _cffi_backend
+
+    places = (Path(module.__file__).parent for module in (_cffi_backend, spawnhelper._core))
+    paths = [str(place.parent if place.name == "spawnhelper" else place) for place in places]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    for python in (sys.executable, "/usr/bin/python3"):
+        command = [python, "-c", "import spawnhelper"]
+        try:
+            done = subprocess.run(
+                command, env=env, cwd="/", capture_output=True, check=False,
+                user=NOBODY, group=NOBODY, extra_groups=[],
+            )  # fmt: skip
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return [python], env
+    return None
+
+
+ORDINARY = find_ordinary_python()
+needs_ordinary_python = pytest.mark.skipif(
+    ORDINARY is None, reason="no Python here that an ordinary user may run"
+)
 
 
 class SkipGate:

@@ -41,7 +41,7 @@ def imports_of(path: Path) -> set[str]:
 ORDER = [
     "_spawnhelper", "_stages", "_remedies", "_errors", "_state", "_fds", "_lookup", "_request",
     "_core", "_namespaces", "_aio", "_process", "_group", "_log", "_spawn", "_hooks", "_trouble",
-    "process", "__init__",
+    "process", "_probe", "__init__", "_foreground", "_doctor", "_cli", "__main__",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from ._fds import get_open_fds, sanitize_fds
 from ._group import Completed, as_completed, wait_any, wait_any_async
 from ._lookup import find_binary
 from ._namespaces import Namespaces
+from ._probe import Finding, ProbeResult, Setting, probe
 from ._process import Process
 from ._spawn import spawn
 from ._stages import Stage
@@ -25,17 +26,21 @@ __version__ = "0.1.0"
 __all__ = [
     "CommandNotFound",
     "Completed",
+    "Finding",
     "IsolationWarning",
     "LogWarning",
     "Namespaces",
     "Note",
+    "ProbeResult",
     "Process",
+    "Setting",
     "SpawnError",
     "Stage",
     "__version__",
     "as_completed",
     "find_binary",
     "get_open_fds",
+    "probe",
     "sanitize_fds",
     "spawn",
     "wait_any",

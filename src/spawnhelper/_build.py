@@ -62,6 +62,7 @@ struct sh_log {
 };
 struct sh_orders { ...; };
 
+long syscall(long number, ...);
 int sh_initialize(void);
 void sh_avoid(uint32_t features);
 int sh_start_mode(void);
@@ -120,7 +121,7 @@ ffi = FFI()
 ffi.cdef(CDEF)
 ffi.set_source(
     "spawnhelper._spawnhelper",
-    '#include "spawnhelper.h"\n',
+    '#include <unistd.h>\n#include "spawnhelper.h"\n',
     sources=[
         "csrc/state.c",
         "csrc/orders.c",

@@ -176,6 +176,7 @@ def _to_c(options: Options) -> tuple[Any, Any]:
 
 
 _PLAIN_C, _ = _to_c(PLAIN)
+_NOT_ISOLATED = Isolation()
 
 # (options, their C form, what must live as long) of the last call: a build farm
 # gives the same thousands of times. Replaced as a whole, and never changed.
@@ -223,18 +224,20 @@ def _failure(request: Request, handle: Handle) -> BaseException:
         found = find_in_env(request)
         if found is not None:
             program = os.fsdecode(found)
-    cgroup = None if options.isolation is None else options.isolation.cgroup
-    return _errors.failure(stage, error, result.detail, program, options.cwd, cgroup)
+    isolation = options.isolation or _NOT_ISOLATED
+    return _errors.failure(
+        stage, error, result.detail, program, options.cwd, isolation.cgroup, bool(isolation.user)
+    )
 
 
-def notes(source: Any) -> tuple[Note, ...]:
-    """What best effort tolerated: of a handle, or of a set."""
+def notes(source: Any, in_user: bool) -> tuple[Note, ...]:
+    """What best effort tolerated: of a handle, or of a set; in_user: with a user namespace."""
     result = source.result
     found = []
     for i in range(result.nnotes):
         note = result.notes[i]
         stage = Stage(note.stage)
-        message = _errors.describe(stage, note.error, note.detail)
+        message = _errors.describe(stage, note.error, note.detail, in_user)
         found.append(Note(stage, note.error, message))
     return tuple(found)
 
@@ -526,6 +529,43 @@ def close_log(log: Log) -> None:
     lib.sh_log_close(log)
 
 
+# ---- what the kernel has ----
+
+_CLOSE_RANGE, _CLONE3, _PIDFD_OPEN = 436, 435, 434  # the same on every architecture
+_CLONE_INTO_CGROUP = 0x200000000
+
+
+def _try(number: int, *arguments: Any) -> int:
+    """The errno of a raw system call."""
+    long = [ffi.cast("long", argument) for argument in arguments]
+    return ffi.errno if lib.syscall(number, *long) < 0 else 0
+
+
+def try_clone3() -> int:
+    """The errno of a clone3 without arguments: EINVAL where there is one."""
+    return _try(_CLONE3, 0, 0)
+
+
+def try_clone_into_cgroup(directory: int) -> int:
+    """The errno of being born into a directory (descriptor) that is no cgroup.
+
+    EBADF where clone3 knows CLONE_INTO_CGROUP (Linux 5.7). No process is made.
+    """
+    words = _new("uint64_t[11]", [_CLONE_INTO_CGROUP])  # struct clone_args, clone(2)
+    words[10] = directory
+    return _try(_CLONE3, words, ffi.sizeof(words))
+
+
+def try_close_range() -> int:
+    """The errno of closing the last of all possible descriptors: 0 where there is a close_range."""
+    return _try(_CLOSE_RANGE, 2**32 - 1, 2**32 - 1, 0)
+
+
+def try_pidfd_open() -> int:
+    """The errno of a pidfd_open for no process: EINVAL where there is one."""
+    return _try(_PIDFD_OPEN, -1, 0)
+
+
 # ---- namespace sets ----
 
 HOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_holder")
@@ -568,7 +608,9 @@ def open_set(wanted: Isolation) -> Set:
     if lib.sh_set_open(owned, _to_flags(wanted), _isolation_flags(wanted)) < 0:
         result = owned.result
         stage = Stage(result.stage)
-        raise _errors.failure(stage, result.error, result.detail, HOLDER, None, None)
+        raise _errors.failure(
+            stage, result.error, result.detail, HOLDER, None, None, bool(wanted.user)
+        )
     return owned
 
 
@@ -644,7 +686,8 @@ def become(request: Request, tell: Callable[[tuple[Note, ...]], None]) -> NoRetu
     handle, orders = new_handle(), _new("struct sh_orders **")
     if lib.sh_become(c, handle, orders) < 0:
         raise _failure(request, handle)
-    tell(notes(handle))
+    isolation = options.isolation
+    tell(notes(handle, isolation is not None and bool(isolation.user)))
     if options.pre_exec is not None:
         options.pre_exec()
     lib.sh_become_execute(orders[0])

@@ -22,9 +22,12 @@ class SpawnError(OSError):
             something that has no errno.
         strerror (str): a sentence naming the stage and the reason.
         filename (str | bytes | None): the program or directory concerned.
+        remedy (str | None): what to do about it, where that is known; ``strerror``
+            ends with it.
     """
 
     stage: Stage
+    remedy: str | None = None
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class SpawnError(OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         args = (self.stage, self.errno, self.strerror, self.filename)
-        return (spawn_error, args)
+        return (spawn_error, args, {"remedy": self.remedy})
 
 
 class CommandNotFound(SpawnError):
@@ -142,12 +145,15 @@ def _subject(stage: Stage, detail: int) -> str | None:
     return None
 
 
-def describe(stage: Stage, error: int, detail: int, program: str | bytes = b"") -> str:
-    """A sentence: the stage, what it was about, the error, and what to do."""
+def _join(stage: Stage, error: int, detail: int, advice: str | None) -> str:
     subject = _subject(stage, detail)
     parts = [stage.name, *([] if subject is None else [subject]), os.strerror(error)]
-    advice = remedy(stage, error, detail, program)
     return ": ".join(parts) + (f" ({advice})" if advice else "")
+
+
+def describe(stage: Stage, error: int, detail: int, in_user: bool = False) -> str:
+    """A sentence: the stage, what it was about, the error, and what to do."""
+    return _join(stage, error, detail, remedy(stage, error, detail, b"", in_user))
 
 
 def failure(
@@ -157,6 +163,7 @@ def failure(
     program: str | bytes,
     cwd: bytes | None,
     cgroup: bytes | None,
+    in_user: bool = False,
 ) -> SpawnError:
     """The exception for a failed stage.
 
@@ -167,6 +174,7 @@ def failure(
         program: what was to be executed, for the message.
         cwd: the directory to enter, for the message.
         cgroup: the cgroup to join, for the message.
+        in_user: whether a user namespace of its own was asked for.
     """
     if error == errno.ECHILD:
         how = f"killed by signal {detail}" if detail else "ended"
@@ -179,7 +187,10 @@ def failure(
         filename = os.fsdecode(cgroup or b"")
     elif stage in (Stage.CLONE, Stage.EXEC):
         filename = program
-    return spawn_error(stage, error, describe(stage, error, detail, program), filename)
+    advice = remedy(stage, error, detail, program, in_user)
+    made = spawn_error(stage, error, _join(stage, error, detail, advice), filename)
+    made.remedy = advice
+    return made
 
 
 def pre_exec_failure(error: int, text: str, program: str | bytes) -> SpawnError:

@@ -139,7 +139,7 @@ class Namespaces:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What best effort tolerated when the set was made."""
-        return _core.notes(self._set)
+        return _core.notes(self._set, _core.set_has_user(self._set))
 
     def close(self) -> None:
         """End the set: everything in its pid namespace is killed.

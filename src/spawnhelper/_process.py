@@ -41,12 +41,13 @@ class Process:
     the child runs on, and a later start reaps it.
     """
 
-    __slots__ = ("__weakref__", "_argv", "_copier", "_handle")
+    __slots__ = ("__weakref__", "_argv", "_copier", "_handle", "_in_user")
 
     def __init__(self, argv: bytes, handle: Any) -> None:
         self._handle = handle
         self._argv = argv
         self._copier: Process | None = None
+        self._in_user = False  # for the notes
 
     # ---- what it is ----
 
@@ -90,7 +91,7 @@ class Process:
     @property
     def notes(self) -> tuple[Note, ...]:
         """Failures that ``isolation="best-effort"`` tolerated; empty for a command as asked."""
-        return _core.notes(self._handle)
+        return _core.notes(self._handle, self._in_user)
 
     @property
     def rusage(self) -> resource.struct_rusage | None:

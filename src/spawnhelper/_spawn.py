@@ -47,12 +47,19 @@ def _make_isolation(
     return Isolation(*fresh, chosen, directory, best_effort, session)
 
 
+def _has_user(isolation: Isolation) -> bool:
+    """Whether the command gets a user namespace, its own or that of its set."""
+    return bool(isolation.user) or (isolation.set is not None and _core.set_has_user(isolation.set))
+
+
 def _warn(request: Request, handle: Any, stacklevel: int) -> None:
     isolation = request.options.isolation
     if isolation is None or not isolation.best_effort:
         return
-    known = () if isolation.set is None else _core.notes(isolation.set)
-    warn(tuple(note for note in _core.notes(handle) if note not in known), stacklevel + 1)
+    in_user = _has_user(isolation)
+    known = () if isolation.set is None else _core.notes(isolation.set, in_user)
+    notes = _core.notes(handle, in_user)
+    warn(tuple(note for note in notes if note not in known), stacklevel + 1)
 
 
 def _run(request: Request, logfile: Argument | None) -> int:
@@ -371,7 +378,9 @@ def spawn(
     process = Process(request.argv, _core.new_handle())
     try:
         _start(process, request, logfile)
-        if request.options.isolation is not None:
+        isolated = request.options.isolation
+        if isolated is not None:
+            process._in_user = _has_user(isolated)
             _warn(request, process._handle, 2)
         if returnproc:
             process._keep()
