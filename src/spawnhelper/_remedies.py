@@ -174,8 +174,8 @@ def _who_refuses_user() -> str:
     if read_status().get("Seccomp", "0") != "0":
         return f"a seccomp filter denies user namespaces, {_OPEN_PROFILE} unshare, clone and mount"
     if _is_in_chroot():
-        return "no user namespace can be made in a chroot: use pivot_root, or a bind mount for /"
-    return "a security module denies it, or this process's ids have no mapping here"
+        return "no user namespace can be made in a chroot: use pivot_root instead"
+    return "a chroot, a security module, or ids that have no mapping here are in the way"
 
 
 def _limit(flag: int) -> str:
