@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from conftest import NOBODY, ROOT, public_dir  # noqa: F401
+from conftest import NOBODY, ROOT
 from instruments.isolation import find_hierarchy, needs_isolation
 
 EXAMPLE = ROOT / "examples" / "build_wheels.py"
@@ -48,7 +48,7 @@ PYPROJECT = 'build-system = {requires = [], build-backend = "backend", backend-p
 
 
 @pytest.fixture
-def wheelhouse(public_dir):  # noqa: F811
+def wheelhouse(public_dir):
     """A directory with the sdist; its users may be others."""
     place = public_dir / f"wheelhouse-{os.getpid()}-{time.monotonic_ns()}"
     downloads = place / "downloads" / f"tiny-{sys.implementation.cache_tag}"

@@ -293,8 +293,8 @@ def _own_cgroup(kind: str) -> str | None:
     point, root, options = mount
     for line in _read_lines("/proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        ours = controllers == "" if kind == "cgroup2" else controllers in options
-        if ours and (controllers or kind == "cgroup2"):
+        named = set(filter(None, controllers.split(",")))
+        if bool(named) == (kind == "cgroup") and named <= set(options.split(",")):
             below = path.removeprefix(root) if root != "/" else path
             return os.path.normpath(f"{point}/{below}")
     return None
