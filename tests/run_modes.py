@@ -22,7 +22,7 @@ MODES = [
 # These look at the plain path itself, or set features on their own.
 OTHERS = ["test_strace.py", "test_seccomp.py", "test_emulators.py", "test_fault_injection.py",
           "test_isolation_faults.py", "test_fdplan.py", "test_storm.py", "test_child_object.py",
-          "test_typing.py"]  # fmt: skip
+          "test_typing.py", "test_doctor.py"]  # fmt: skip
 
 
 def main() -> int:
