@@ -54,12 +54,12 @@ def _has_ended(process: Process) -> bool:
     return os.waitid(os.P_PID, process.pid, options) is not None
 
 
-def _has_stopped(process: Process) -> bool:
-    return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG) is not None
-
-
-def _has_continued(process: Process) -> bool:
-    return os.waitid(os.P_PID, process.pid, os.WCONTINUED | os.WNOHANG) is not None
+def _has_changed(process: Process, state: int) -> bool:
+    """Whether it has stopped (WSTOPPED) or continued (WCONTINUED) since the last look."""
+    try:
+        return os.waitid(os.P_PID, process.pid, state | os.WNOHANG) is not None
+    except ChildProcessError:  # it ended this moment; without WEXITED that is no child
+        return False
 
 
 def _hand_on(process: Process, number: int, from_terminal: bool) -> None:
@@ -68,7 +68,7 @@ def _hand_on(process: Process, number: int, from_terminal: bool) -> None:
         group = os.getpgid(process.pid)  # not reaped yet, so the pid is its own
         if from_terminal and group == os.getpgrp():
             return
-        if number == signal.SIGCONT and _has_continued(process):
+        if number == signal.SIGCONT and _has_changed(process, os.WCONTINUED):
             return  # the shell's, for the whole group
         if number in _STOPS and os.getsid(process.pid) != os.getsid(0):
             number = signal.SIGSTOP  # the others do nothing in an orphaned group (setpgid(2))
@@ -83,7 +83,7 @@ def _relay_until_end(process: Process, relayed: set[int]) -> bool:
     interrupted = False
     waited = relayed | _STOPS | {signal.SIGCHLD, signal.SIGCONT}
     while not _has_ended(process):
-        if _has_stopped(process):
+        if _has_changed(process, os.WSTOPPED):
             os.kill(os.getpid(), signal.SIGSTOP)  # until the shell continues us
         info = signal.sigwaitinfo(waited)
         if info.si_signo != signal.SIGCHLD:
