@@ -47,8 +47,18 @@ def workshop() -> Iterator[Path]:
         yield directory
 
 
+# A seeded bug that isolates less would give the host's lo addresses, and the host a name.
+IN_A_HOST_OF_ITS_OWN = ["unshare", "--net", "--uts", "--ipc", "--mount"]
+
+
 def run(program: Path, workshop: Path, *arguments: str) -> Any:
-    command = [str(program), str(workshop / "target"), str(workshop / "holder"), *arguments]
+    command = [
+        *IN_A_HOST_OF_ITS_OWN,
+        str(program),
+        str(workshop / "target"),
+        str(workshop / "holder"),
+        *arguments,
+    ]
     return toolchain.run_instrument(command, timeout=1800)
 
 
