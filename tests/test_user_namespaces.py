@@ -8,6 +8,7 @@ import pytest
 
 from conftest import HERE, NOBODY, compile_c, needs_root
 from spawnhelper import Namespaces, SpawnError, Stage, spawn
+from test_isolation import check_report, every_combination
 
 EVERYTHING = {"unshare_net": True, "unshare_ipc": True, "unshare_mount": True, "unshare_pid": True}
 libc = ctypes.CDLL(None)
@@ -40,6 +41,27 @@ def test_the_caller_is_root_inside(probe, isolation):
     inside = probe.report(unshare_user="root", **isolation)
     assert inside["uids"] == inside["gids"] == [0, 0, 0]
     assert int(inside["CapEff"], 16) & 1 << 21
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("way", ["one-shot", "reused"])
+@every_combination
+def test_table(probe, kinds, way):
+    """Isolation's table of combinations, for whoever runs the tests."""
+    plain = probe.report()
+    if way == "one-shot":
+        report = probe.report(unshare_user=True, **{f"unshare_{kind}": True for kind in kinds})
+    else:
+        with Namespaces(user=True, **dict.fromkeys(kinds, True)) as box:
+            probe.report(namespaces=box)
+            report = probe.report(namespaces=box)
+    assert report["namespaces"]["user"] not in (0, plain["namespaces"]["user"])
+    plain["namespaces"]["user"] = report["namespaces"]["user"]
+    if os.geteuid() == 0:  # root has all of them over its own namespaces, whatever it had before
+        plain["CapEff"] = report["CapEff"]
+    assert bool(int(report["CapEff"], 16)) == (os.geteuid() == 0)
+    plain["groups"] = report["groups"]  # those that have no mapping inside show as another
+    check_report(plain, report, kinds, way)
 
 
 @pytest.mark.core
