@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import itertools
 import json
 import os
@@ -24,6 +26,9 @@ NOBODY = 65534
 AVOIDED = os.environ.get("SPAWNHELPER_AVOID", "").split(",")
 needs_pidfd = pytest.mark.skipif("pidfd" in AVOIDED, reason="forced mode without pidfd")
 needs_vfork = pytest.mark.skipif("vfork" in AVOIDED, reason="forced mode without vfork")
+needs_portage = pytest.mark.skipif(
+    importlib.util.find_spec("portage") is None, reason="needs portage"
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -98,6 +103,12 @@ class SkipGate:
 def pytest_configure(config):
     if os.environ.get("CI"):
         config.pluginmanager.register(SkipGate())
+
+
+def pytest_collection_finish():
+    """What is there before the first test is never garbage: each test's collection is short."""
+    gc.collect()
+    gc.freeze()
 
 
 def compile_c(source: Path, target: Path, *flags: str) -> Path:
@@ -216,7 +227,6 @@ def open_fds() -> set[int]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request):
     """No child, no descriptor, no changed mask, after every test."""
-    import gc
     import signal
 
     if request.node.get_closest_marker("leaves_helpers"):

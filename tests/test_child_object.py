@@ -16,7 +16,7 @@ from instruments import toolchain
 
 CHILD = toolchain.CSRC / "spawnhelper.c"
 LEVELS = ["-O0", "-O1", "-O2", "-O3", "-Os"]
-COMPILERS = [pytest.param("gcc", marks=pytest.mark.core), "clang"]
+COMPILERS = ["gcc", "clang"]
 WANTED = {"CHILD_FLAGS", "ROOT", "run", "gate_symbols"}
 
 

@@ -16,12 +16,10 @@ import sys
 
 import pytest
 
-from conftest import HERE, needs_root
-
-pytest.importorskip("portage.process", reason="needs portage")
+from conftest import HERE, needs_portage, needs_root
 
 # The two workers live as long as this file; they look for what is left behind themselves.
-pytestmark = pytest.mark.leaves_helpers
+pytestmark = [pytest.mark.leaves_helpers, needs_portage]
 
 
 class Worker:

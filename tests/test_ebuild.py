@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, needs_root
+from conftest import ROOT, needs_portage, needs_root
 
-pytest.importorskip("portage", reason="needs portage")
-pytestmark = needs_root
+pytestmark = [needs_root, needs_portage]
 
 EBUILD = """
 EAPI=8

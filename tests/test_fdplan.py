@@ -13,8 +13,6 @@ import pytest
 
 from instruments import toolchain
 
-pytestmark = pytest.mark.core
-
 CASES = {6: 4_000_000, 7: 100_000_000}
 
 
