@@ -62,14 +62,22 @@ def _has_changed(process: Process, state: int) -> bool:
         return False
 
 
+def _knows(process: Process) -> bool:
+    """Whether a SIGCONT reached it as well: the shell's is for the whole group.
+
+    A Ctrl-Z may have stopped it again since, and it shall stay stopped.
+    """
+    return _has_changed(process, os.WSTOPPED | os.WNOWAIT) or _has_changed(process, os.WCONTINUED)
+
+
 def _hand_on(process: Process, number: int, from_terminal: bool) -> None:
     """Send it to the command; to its group, if a terminal would."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it became root, say
         group = os.getpgid(process.pid)  # not reaped yet, so the pid is its own
         if from_terminal and group == os.getpgrp():
             return
-        if number == signal.SIGCONT and _has_changed(process, os.WCONTINUED):
-            return  # the shell's, for the whole group
+        if number == signal.SIGCONT and _knows(process):
+            return
         if number in _STOPS and os.getsid(process.pid) != os.getsid(0):
             number = signal.SIGSTOP  # the others do nothing in an orphaned group (setpgid(2))
         if from_terminal:
