@@ -263,7 +263,7 @@ def await_true(condition: Callable[[], object], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, condition
-        time.sleep(0.002)
+        time.sleep(0.002)  # a pause of the look, not a guess at when
 
 
 def await_end(pidfd: int, seconds: float = 10) -> None:
@@ -286,7 +286,7 @@ def none_left(seconds: float, apart_from: tuple[int, ...] = ()) -> list[int]:
         left = [pid for pid in children_of(os.getpid()) if pid not in apart_from]
         if not left or time.monotonic() > deadline:
             return left
-        time.sleep(0.002)
+        time.sleep(0.002)  # likewise
 
 
 def reap_helpers() -> None:
