@@ -189,6 +189,15 @@ def probe(public_dir):
     return Probe(program, public_dir)
 
 
+@pytest.fixture(scope="session")
+def ending(public_dir):
+    """A program without libc, because thousands are started, and for where there is no loader."""
+    from instruments.toolchain import FREESTANDING
+
+    source = HERE / "instruments" / "ending.c"
+    return str(compile_c(source, public_dir / "ending", *FREESTANDING, f"-I{ROOT / 'csrc'}"))
+
+
 def fd_facts(fd: int) -> tuple[int, int, int, int]:
     """What the probe should report for a descriptor that it inherits."""
     import fcntl

@@ -6,9 +6,7 @@ import signal
 
 import pytest
 
-from conftest import HERE, ROOT, compile_c
 from instruments.isolation import needs_isolation, reap_helpers, sandbox
-from instruments.toolchain import FREESTANDING
 from spawnhelper import spawn
 
 HARMLESS = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
@@ -32,13 +30,6 @@ places = pytest.mark.parametrize(
     ],
 )
 modes = pytest.mark.parametrize("mode", ["wait", "pid", "proc"])
-
-
-@pytest.fixture(scope="module")
-def ending(public_dir):
-    """A program without libc, because thousands are started."""
-    source = HERE / "instruments" / "ending.c"
-    return str(compile_c(source, public_dir / "ending", *FREESTANDING, f"-I{ROOT / 'csrc'}"))
 
 
 @pytest.fixture

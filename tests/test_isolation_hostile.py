@@ -40,8 +40,9 @@ def test_a_set_that_was_never_made_kills_nobody():
     assert subprocess.run(command, start_new_session=True, check=False).returncode == 0
 
 
-def test_a_chroot_cannot_choose_our_holder():
+def test_a_chroot_cannot_choose_our_holder(ending):
     """The path of the holder may lead to another file there, which would run with our rights."""
+    stops_itself = ["/command", f"s{int(signal.SIGSTOP)}"]
 
     def run():
         root = make_public("hostile-root-")
@@ -50,11 +51,11 @@ def test_a_chroot_cannot_choose_our_holder():
             fake.parent.mkdir(parents=True)
             shutil.copy("/bin/true", fake)
             (root / "proc").mkdir()
-            shutil.copy(_core.HOLDER, root / "command")  # a static program
+            shutil.copy(ending, root / "command")
             outside = os.open("/", os.O_RDONLY)
             os.chroot(root)
             os.chdir("/")
-            with spawn(["/command"], unshare_pid=True, fd_pipes={}, returnproc=True) as process:
+            with spawn(stops_itself, unshare_pid=True, fd_pipes={}, returnproc=True) as process:
                 os.fchdir(outside)
                 os.chroot(".")
                 executed = os.readlink(f"/proc/{process._handle.holder}/exe")
