@@ -421,7 +421,7 @@ def test_ctrl_c_ends_a_loop_in_the_shell(shell):
 
 
 @needs_bash
-@pytest.mark.parametrize("options", MODES, ids=lambda words: " ".join(words) or "plain")
+@every_mode
 def test_ctrl_z_and_fg(shell, options):
     shell.write(line(*options, sys.executable, "-c", TALK))
     shell.wait_for("started\r\n")
@@ -434,18 +434,47 @@ def test_ctrl_z_and_fg(shell, options):
     assert state_of(job) == "T"
     shell.write("fg\n")
     shell.wait_for("continued\r\n")
-    wait_until(lambda: is_at_rest(job))  # two keys in one moment are a known limit
     shell.write("\x1a")
     shell.wait_for(re.escape(Shell.PROMPT))
     shell.write("bg\n")
     if "continued" not in shell.wait_for(re.escape(Shell.PROMPT)):
         shell.wait_for("continued\r\n")
-    wait_until(lambda: is_at_rest(job))
     shell.write("fg\n")
     wait_until(lambda: os.tcgetpgrp(shell.fd) == job)
     shell.write("\x03")
     shell.wait_for(re.escape(Shell.PROMPT))
     assert shell.status() == 128 + signal.SIGINT
+
+
+@needs_bash
+@every_mode
+def test_keys_without_a_pause(shell, options):
+    """However quickly a Ctrl-Z follows an fg, it is for a job that runs."""
+    shell.write(line(*options, sys.executable, "-c", TALK))
+    shell.wait_for("started\r\n")
+    for _ in range(300):
+        shell.write("\x1a")
+        shell.wait_for(re.escape(Shell.PROMPT))
+        shell.write("fg\n")
+        shell.wait_for("continued\r\n")
+    shell.write("\x03")
+    shell.wait_for(re.escape(Shell.PROMPT))
+    assert shell.status() == 128 + signal.SIGINT
+
+
+@needs_bash
+@every_mode
+def test_continued_alone(shell, options):
+    """A SIGCONT that only we get is for the command, too."""
+    shell.write(line(*options, sys.executable, "-c", TALK))
+    shell.wait_for("started\r\n")
+    shell.write("\x1a")
+    shell.wait_for(re.escape(Shell.PROMPT))
+    job = int(jobs_of(shell.pid)[0])
+    os.kill(job, signal.SIGCONT)
+    shell.wait_for("continued\r\n")
+    os.kill(job, signal.SIGTERM)
+    wait_until(lambda: not jobs_of(shell.pid))
 
 
 def wait_until(holds):
@@ -454,13 +483,6 @@ def wait_until(holds):
     while not holds():
         assert time.monotonic() < limit
         os.sched_yield()
-
-
-def is_at_rest(pid):
-    """It sleeps, and has taken what was sent to it."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    pending = re.findall(r"^S(?:ig|hd)Pnd:\s*(\w+)", status, re.MULTILINE)
-    return state_of(pid) == "S" and not any(int(mask, 16) for mask in pending)
 
 
 def state_of(pid):

@@ -62,21 +62,24 @@ def _has_changed(process: Process, state: int) -> bool:
         return False
 
 
-def _knows(process: Process) -> bool:
-    """Whether a SIGCONT reached it as well: the shell's is for the whole group.
+def _continue_too(process: Process) -> None:
+    """We were stopped with it, and now run: so shall it, if the SIGCONT was for us alone.
 
-    A Ctrl-Z may have stopped it again since, and it shall stay stopped.
+    A shell's is for the whole group. Then the command has continued, and a
+    Ctrl-Z may have stopped it again since: it shall stay stopped. That is asked
+    twice, as it may happen between the two questions.
     """
-    return _has_changed(process, os.WSTOPPED | os.WNOWAIT) or _has_changed(process, os.WCONTINUED)
+    again = os.WSTOPPED | os.WNOWAIT
+    if not any(_has_changed(process, state) for state in (again, os.WCONTINUED, again)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(os.getpgid(process.pid), signal.SIGCONT)
 
 
 def _hand_on(process: Process, number: int, from_terminal: bool) -> None:
     """Send it to the command; to its group, if a terminal would."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it became root, say
         group = os.getpgid(process.pid)  # not reaped yet, so the pid is its own
-        if from_terminal and group == os.getpgrp():
-            return
-        if number == signal.SIGCONT and _knows(process):
+        if group == os.getpgrp() and (from_terminal or number == signal.SIGCONT):
             return
         if number in _STOPS and os.getsid(process.pid) != os.getsid(0):
             number = signal.SIGSTOP  # the others do nothing in an orphaned group (setpgid(2))
@@ -93,6 +96,8 @@ def _relay_until_end(process: Process, relayed: set[int]) -> bool:
     while not _has_ended(process):
         if _has_changed(process, os.WSTOPPED):
             os.kill(os.getpid(), signal.SIGSTOP)  # until the shell continues us
+            signal.sigtimedwait({signal.SIGCONT}, 0)  # which it did with this one
+            _continue_too(process)
         info = signal.sigwaitinfo(waited)
         if info.si_signo != signal.SIGCHLD:
             from_terminal = info.si_code == _SI_KERNEL
