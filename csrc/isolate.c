@@ -235,8 +235,10 @@ static struct sh_isolation *allocate(const struct sh_request *request, struct sh
     isolation->forks = isolation->one_by_one = forks;
     isolation->made = made;
     isolation->for_set = made != NULL;
-    isolation->uid = geteuid();
-    isolation->gid = getegid();
+    if (isolation->fresh & SH_NEWUSER) {
+        isolation->uid = geteuid();
+        isolation->gid = getegid();
+    }
     isolation->cgroup = isolation->home = isolation->owner = isolation->program = -1;
     isolation->ready = isolation->line[0] = isolation->line[1] = -1;
     return isolation;

@@ -500,33 +500,36 @@ int sh_start(const struct sh_request *request, struct sh_process *process) {
     return sh_start_set(request, process, NULL);
 }
 
-int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,
-           struct sh_log *log) {
+int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec) {
     int error = sh_start(request, process);
-    if (!log)
-        return error < 0 ? error : sh_wait(process, nsec);
-    sh_log_started(log);
-    return error < 0 ? error : sh_wait_log(process, nsec, log);
+    return error < 0 ? error : sh_wait(process, nsec);
 }
 
-static struct sh_request complete(const struct sh_request *rest, const char *argv, uint32_t argc,
-                                  const char *env, uint32_t envc) {
+static struct sh_request complete(const struct sh_request *rest, const char *file, const char *argv,
+                                  uint32_t argc, const char *env, uint32_t envc,
+                                  struct sh_set *set) {
     struct sh_request request = *rest;
+    request.file = file;
     request.argv = argv;
     request.argc = argc;
     request.env = env;
     request.envc = envc;
+    request.set = set;
     return request;
 }
 
-int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
-                    uint32_t envc, struct sh_process *process) {
-    struct sh_request request = complete(rest, argv, argc, env, envc);
+int sh_start_packed(const struct sh_request *rest, const char *file, const char *argv,
+                    uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
+                    struct sh_process *process) {
+    struct sh_request request = complete(rest, file, argv, argc, env, envc, set);
     return sh_start(&request, process);
 }
 
-int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
-                  uint32_t envc, struct sh_process *process, struct sh_log *log) {
-    struct sh_request request = complete(rest, argv, argc, env, envc);
-    return sh_run(&request, process, -1, log);
+int sh_run_packed(const struct sh_request *rest, const char *file, const char *argv, uint32_t argc,
+                  const char *env, uint32_t envc, struct sh_set *set, struct sh_process *process) {
+    struct sh_request request = complete(rest, file, argv, argc, env, envc, set);
+    int done = sh_run(&request, process, -1);
+    if (done != 1)
+        return done;
+    return process->state == SH_LOST ? 0 : 1 + process->status;
 }

@@ -309,15 +309,16 @@ const char *sh_stage_name(int stage);
 int sh_stage_tolerated(int stage);
 /* 0, or a negative errno with process->result filled in. */
 int sh_start(const struct sh_request *request, struct sh_process *process);
-/* sh_start, then sh_wait_log (sh_wait when log is NULL). */
-int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec,
-           struct sh_log *log);
+/* sh_start, then sh_wait. */
+int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec);
 /* The same for a request whose argv and env are given beside it: Python then
- * passes its bytes without a copy, and one request serves many calls. */
-int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
-                    uint32_t envc, struct sh_process *process);
-int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
-                  uint32_t envc, struct sh_process *process, struct sh_log *log);
+ * passes its bytes without a copy, and one request serves many calls. What has
+ * run answers with 1 + its wait status, if that is known. */
+int sh_start_packed(const struct sh_request *rest, const char *file, const char *argv,
+                    uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
+                    struct sh_process *process);
+int sh_run_packed(const struct sh_request *rest, const char *file, const char *argv, uint32_t argc,
+                  const char *env, uint32_t envc, struct sh_set *set, struct sh_process *process);
 
 /* logpipe.c: memory of zeros is a log with nothing open. */
 

@@ -198,3 +198,44 @@ def test_too_large(probe):
         spawn([probe.program, "x" * 131072])
     assert (caught.value.stage, caught.value.errno) == (Stage.EXEC, 7)
     assert len(probe.report("x" * 131071)["argv"][1]) == 131071
+
+
+# ---- the options of one call are not those of the next ----
+
+
+def test_equal_is_not_the_same():
+    """What a call makes of its options serves the next one with the same; 0.0 equals 0."""
+    wrong = [{"uid": 0.0}, {"gid": 0.0}, {"umask": 18.0}, {"groups": 0}]
+    for bad in wrong:
+        good = {name: int(value) for name, value in bad.items() if name != "groups"}
+        if os.geteuid() == 0 or "umask" in good:
+            assert spawn("true", **good) == 0
+        with pytest.raises(TypeError):
+            spawn("true", **bad)
+
+
+def test_changed_in_place(probe, tmp_path):
+    """A mapping or a list that the caller changes between two calls counts as it is then."""
+    cwd = os.getcwd()
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name in (first, second):
+        name.mkdir()
+    fds = {0: 0, 1: 1, 2: 2}
+    for directory in (first, second, first, None):
+        for key in (None, 7, 8, None):
+            if key is None:
+                fds.pop(7, None)
+                fds.pop(8, None)
+            else:
+                fds[key] = 0
+            report = probe.report(cwd=directory, fd_pipes=fds, close_fds=True)
+            assert report["cwd"] == str(directory or cwd)
+            assert sorted(int(fd) for fd in report["fds"]) == sorted(fds)
+
+
+@needs_root
+def test_groups_changed_in_place(probe):
+    groups = [5]
+    assert probe.report(uid=65534, gid=65534, groups=groups)["groups"] == [5]
+    groups.append(7)
+    assert probe.report(uid=65534, gid=65534, groups=groups)["groups"] == [5, 7]

@@ -161,6 +161,18 @@ def test_a_dropped_set_ends():
     assert members(inside) == []
 
 
+@needs_isolation
+def test_each_call_enters_its_own(probe):
+    """What a call makes of its options serves the next one; its set does not."""
+    with Namespaces(ipc=True) as one, Namespaces(ipc=True) as other:
+        host = os.stat("/proc/self/ns/ipc").st_ino
+        seen = {None: host}
+        for box in (one, None, other, one, other, None, one):
+            report = probe.report(namespaces=box)["namespaces"]["ipc"]
+            assert seen.setdefault(box, report) == report
+        assert len(set(seen.values())) == 3
+
+
 # ---- several commands ----
 
 

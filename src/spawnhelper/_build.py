@@ -76,10 +76,12 @@ int sh_set_drop(struct sh_set *set);
 void sh_set_discard(void *set);
 int sh_set_mine(const struct sh_set *set);
 int sh_set_is_dead(const struct sh_set *set);
-int sh_start_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
-                    uint32_t envc, struct sh_process *process);
-int sh_run_packed(const struct sh_request *rest, const char *argv, uint32_t argc, const char *env,
-                  uint32_t envc, struct sh_process *process, struct sh_log *log);
+int sh_start_packed(const struct sh_request *rest, const char *file, const char *argv,
+                    uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
+                    struct sh_process *process);
+int sh_run_packed(const struct sh_request *rest, const char *file, const char *argv,
+                  uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
+                  struct sh_process *process);
 int sh_find(const char *name, const char *path, const char *cwd, char *buffer, uint32_t size);
 int sh_wait(struct sh_process *process, int64_t nsec);
 int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log);

@@ -142,7 +142,7 @@ def _isolation_flags(isolation: Isolation) -> int:
 
 def _to_c(options: Options) -> tuple[Any, Any]:
     """The options as C reads them, and what must live as long."""
-    file, lookup, cwd, fds, close_fds, uid, gid, groups, umask, _, isolation = options
+    lookup, cwd, fds, close_fds, uid, gid, groups, umask, _, isolation = options
     flags = _LOOKUP if lookup else 0
     if close_fds:
         flags |= lib.SH_CLOSE_FDS
@@ -151,7 +151,6 @@ def _to_c(options: Options) -> tuple[Any, Any]:
         pairs, npairs = _STANDARD_FDS, 3
     else:
         pairs, npairs = _new(_FDS, sorted(fds.items())), len(fds)
-    file_c = _NULL if file is None else _from_buffer(file)
     cwd_c = _NULL if cwd is None else _from_buffer(cwd)
     groups_c, ngroups = _NULL, 0
     if uid is not None:
@@ -163,16 +162,15 @@ def _to_c(options: Options) -> tuple[Any, Any]:
     if groups is not None:
         flags |= lib.SH_SET_GROUPS
         groups_c, ngroups = _new(_IDS, groups), len(groups)
-    namespaces, set_c, cgroup_c = 0, _NULL, _NULL
+    namespaces, cgroup_c = 0, _NULL
     if isolation is not None:
         flags |= _isolation_flags(isolation)
         namespaces = _to_flags(isolation)
-        set_c = _NULL if isolation.set is None else isolation.set
         cgroup_c = _NULL if isolation.cgroup is None else _from_buffer(isolation.cgroup)
     numbers = (0, 0, npairs, ngroups, uid or 0, gid or 0, umask or 0, flags)
-    more = (namespaces, set_c, cgroup_c)
-    c = _new(_REQUEST, (_NULL, _NULL, file_c, cwd_c, pairs, groups_c, *numbers, *more))
-    return c, (file_c, cwd_c, pairs, groups_c, set_c, cgroup_c)
+    more = (namespaces, _NULL, cgroup_c)
+    c = _new(_REQUEST, (_NULL, _NULL, _NULL, cwd_c, pairs, groups_c, *numbers, *more))
+    return c, (cwd_c, pairs, groups_c, cgroup_c)
 
 
 _PLAIN_C, _ = _to_c(PLAIN)
@@ -186,13 +184,27 @@ _last_c: tuple[Options, Any, Any] = (PLAIN, _PLAIN_C, None)
 def _cached_c(options: Options) -> tuple[Any, Any]:
     """As ``_to_c``; not for options with ``pre_exec``, whose == is not ours to call."""
     global _last_c
+    if options is PLAIN:
+        return _PLAIN_C, None
     last = _last_c
     if options == last[0]:
         return last[1], last[2]
     c, alive = _to_c(options)
-    if options.isolation is None:  # a prepared set would live on here
-        _last_c = options, c, alive
+    _last_c = options, c, alive
     return c, alive
+
+
+def _complete_c(request: Request) -> tuple[Any, Any]:
+    """The whole request as C reads it, and what must live as long."""
+    c, alive = _to_c(request.options)
+    argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
+    c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
+    file_c = c.file
+    if request.other_file is not None:
+        c.file = file_c = _from_buffer(request.other_file)
+    if request.set is not None:
+        c.set = request.set
+    return c, (alive, argv_c, env_c, file_c)
 
 
 def find_in_env(request: Request) -> bytes | None:
@@ -248,12 +260,15 @@ def start(request: Request, handle: Handle) -> None:
     Raises:
         SpawnError: it was not; nothing is left.
     """
-    argv, argc, env, envc, options, _ = request
+    argv, argc, env, envc, options, _, file, entered = request
     if options.pre_exec is not None:
         _start_with_python(request, handle)
         return
-    c, _alive = (_PLAIN_C, None) if options is PLAIN else _cached_c(options)
-    if lib.sh_start_packed(c, argv, argc, env, envc, handle) < 0:
+    last = _last_c
+    c, _alive = (last[1], last[2]) if options is last[0] else _cached_c(options)
+    file_c = _NULL if file is None else file
+    set_c = _NULL if entered is None else entered
+    if lib.sh_start_packed(c, file_c, argv, argc, env, envc, set_c, handle) < 0:
         raise _failure(request, handle)
 
 
@@ -265,21 +280,32 @@ def finish_run(handle: Handle, log: Log | None) -> int:
     return returncode(handle)
 
 
-def run(request: Request, handle: Handle, log: Log | None) -> int:
-    """Start, wait and copy output in one call without the GIL: the returncode."""
-    argv, argc, env, envc, options, _ = request
-    if options.pre_exec is not None:
-        start(request, handle)
-        return finish_run(handle, log)
-    c, _alive = (_PLAIN_C, None) if options is PLAIN else _cached_c(options)
-    log_c = _NULL if log is None else log
-    done = lib.sh_run_packed(c, argv, argc, env, envc, handle, log_c)
-    if done != 1:
-        if handle.state == _NEW:
-            raise _failure(request, handle)
-        if done < 0:
-            raise OSError(-done, os.strerror(-done))
-        wait(handle, None, log)
+def run(request: Request) -> int:
+    """Start a command without pre_exec, and wait, in one call without the GIL: the returncode."""
+    argv, argc, env, envc, options, _, file, entered = request
+    last = _last_c
+    c, _alive = (last[1], last[2]) if options is last[0] else _cached_c(options)
+    file_c = _NULL if file is None else file
+    set_c = _NULL if entered is None else entered
+    handle = borrow_handle()
+    try:
+        done: int = lib.sh_run_packed(c, file_c, argv, argc, env, envc, set_c, handle)
+        if done <= 0:
+            return _finish_interrupted(request, handle, -done)
+    except BaseException:
+        end(handle)
+        raise
+    give_back(handle)
+    number = (done - 1) & 0x7F
+    return -number if number else (done - 1) >> 8
+
+
+def _finish_interrupted(request: Request, handle: Handle, error: int) -> int:
+    if handle.state == _NEW:
+        raise _failure(request, handle)
+    if error:
+        raise OSError(error, os.strerror(error))
+    wait(handle, None)
     return returncode(handle)
 
 
@@ -680,9 +706,7 @@ def become(request: Request, tell: Callable[[tuple[Note, ...]], None]) -> NoRetu
         BaseException: what ``pre_exec`` raised.
     """
     options = request.options
-    c, _alive = _to_c(options)
-    argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
-    c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
+    c, _alive = _complete_c(request)
     handle, orders = new_handle(), _new("struct sh_orders **")
     if lib.sh_become(c, handle, orders) < 0:
         raise _failure(request, handle)
@@ -731,9 +755,7 @@ _TEXT_SIZE = 4096
 
 
 def _start_with_python(request: Request, handle: Handle) -> None:
-    c, _alive = _to_c(request.options)
-    argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
-    c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
+    c, _alive = _complete_c(request)
     orders = _new("struct sh_orders **")
     owner = os.getpid()
     try:

@@ -9,7 +9,7 @@ from . import _core
 from ._errors import LogWarning, spawn_error
 from ._fds import FdMap, is_open
 from ._process import Process
-from ._request import Argument, Request, make_request
+from ._request import Argument, Request, make_options, make_request
 from ._stages import Stage
 
 COPIER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_tee")
@@ -61,7 +61,8 @@ class LogPipe:
             fds[1] = log.out
         if command.pidfd >= 0:
             fds[4] = command.pidfd
-        request = make_request([COPIER], env={}, fd_pipes=fds, close_fds=True)
+        options = make_options(fd_pipes=fds, close_fds=True)
+        request = make_request([COPIER], {}, options=options)
         copier = Process(request.argv, _core.new_handle())
         _core.start(request, copier._handle)
         return copier

@@ -89,7 +89,7 @@ class Namespaces:
         ValueError: nothing is asked for, or an unknown policy.
     """
 
-    __slots__ = ("__weakref__", "_set")
+    __slots__ = ("__weakref__", "_in_pid", "_in_user", "_set")
 
     def __init__(
         self,
@@ -112,6 +112,8 @@ class Namespaces:
         if not any(wanted[:5]):
             raise ValueError("Namespaces: ask for at least one of net, ipc, mount, pid and user")
         self._set = _core.open_set(wanted)
+        self._in_pid = _core.set_has_pid(self._set)
+        self._in_user = _core.set_has_user(self._set)
         try:
             warn(self.notes, 2)
         except BaseException:  # the warning is an error here
@@ -139,7 +141,7 @@ class Namespaces:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What best effort tolerated when the set was made."""
-        return _core.notes(self._set, _core.set_has_user(self._set))
+        return _core.notes(self._set, self._in_user)
 
     def close(self) -> None:
         """End the set: everything in its pid namespace is killed.

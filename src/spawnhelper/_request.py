@@ -27,7 +27,6 @@ class Isolation(NamedTuple):
     mount: bool = False
     pid: bool = False
     user: bool | Literal["root"] = False
-    set: Any = None  # a prepared set, as _core knows it
     cgroup: bytes | None = None
     best_effort: bool = False
     new_session: bool = False
@@ -36,7 +35,6 @@ class Isolation(NamedTuple):
 class Options(NamedTuple):
     """What is asked for besides the command and its environment."""
 
-    file: bytes | None = None  # the program, if it is not argv[0]
     lookup: bool = True
     cwd: bytes | None = None
     fds: FdMap | None = None  # None: 0, 1 and 2 as far as they are open
@@ -61,11 +59,13 @@ class Request(NamedTuple):
     envc: int
     options: Options
     program: str | bytes | os.PathLike[str] | os.PathLike[bytes]  # as the caller gave it
+    other_file: bytes | None = None  # the program, if it is not argv[0]
+    set: Any = None  # a prepared set to enter, as _core knows it
 
     @property
     def file(self) -> bytes:
         """The program's name or path."""
-        given = self.options.file
+        given = self.other_file
         return self.argv.partition(b"\0")[0] if given is None else given
 
     def with_fds(self, fds: FdMap) -> Request:
@@ -73,7 +73,6 @@ class Request(NamedTuple):
         return self._replace(options=self.options._replace(fds=fds))
 
 
-_NOTHING = (None,) * 9
 # os.fsencode() does the same after a check that costs as much again.
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 _make_tuple = tuple.__new__  # a NamedTuple's own constructor takes three times as long
@@ -179,23 +178,27 @@ def _to_groups(groups: Iterable[SupportsIndex]) -> list[int]:
     return ids
 
 
-def _make_options(
-    file: bytes | None,
-    path_lookup: bool,
-    cwd: Argument | None,
-    fd_pipes: Mapping[int, int] | None,
-    close_fds: bool,
-    uid: SupportsIndex | None,
-    gid: SupportsIndex | None,
-    groups: Iterable[SupportsIndex] | None,
-    umask: SupportsIndex | None,
-    pre_exec: Callable[[], object] | None,
-    isolation: Isolation | None,
+def make_options(
+    path_lookup: bool = True,
+    cwd: Argument | None = None,
+    fd_pipes: Mapping[int, int] | None = None,
+    close_fds: bool = False,
+    uid: SupportsIndex | None = None,
+    gid: SupportsIndex | None = None,
+    groups: Iterable[SupportsIndex] | None = None,
+    umask: SupportsIndex | None = None,
+    pre_exec: Callable[[], object] | None = None,
+    isolation: Isolation | None = None,
 ) -> Options:
+    """Check and encode. The arguments are those of ``spawn()``.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has an impossible value.
+    """
     if pre_exec is not None and not callable(pre_exec):
         raise TypeError(f"pre_exec: {type(pre_exec).__name__} is not callable")
     return Options(
-        file,
         bool(path_lookup),
         None if cwd is None else encode(cwd, "cwd"),
         None if fd_pipes is None else parse_map(fd_pipes),
@@ -213,18 +216,10 @@ def make_request(
     command: Command,
     env: Env | None = None,
     opt_name: str | bytes | None = None,
-    fd_pipes: Mapping[int, int] | None = None,
-    uid: SupportsIndex | None = None,
-    gid: SupportsIndex | None = None,
-    groups: Iterable[SupportsIndex] | None = None,
-    umask: SupportsIndex | None = None,
-    cwd: Argument | None = None,
-    path_lookup: bool = True,
-    pre_exec: Callable[[], object] | None = None,
-    close_fds: bool = False,
-    isolation: Isolation | None = None,
+    options: Options = PLAIN,
+    entered: Any = None,
 ) -> Request:
-    """Check and encode. The arguments are those of ``spawn()``.
+    """Check and encode. The arguments are those of ``spawn()``; ``entered`` is a prepared set.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -241,22 +236,5 @@ def make_request(
     argv = _join(words, "command")
     if not (argv if file is None else file) or (file is None and argv[0] == 0):
         raise ValueError("command: the program's name is empty")
-    given = (file, cwd, fd_pipes, uid, gid, groups, umask, pre_exec, isolation)
-    if given == _NOTHING and path_lookup and not close_fds:
-        options = PLAIN
-    else:
-        options = _make_options(
-            file,
-            path_lookup,
-            cwd,
-            fd_pipes,
-            close_fds,
-            uid,
-            gid,
-            groups,
-            umask,
-            pre_exec,
-            isolation,
-        )
-    packed_env, envc = pack_env(env)
-    return _make_tuple(Request, (argv, len(words), packed_env, envc, options, first))
+    env_packed, envc = pack_env(env)
+    return _make_tuple(Request, (argv, len(words), env_packed, envc, options, first, file, entered))

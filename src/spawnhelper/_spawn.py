@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PosixPath
 from typing import Any, Literal, SupportsIndex, overload
 
-from . import _core
+from . import _core, _state
 from ._log import LogPipe
 from ._namespaces import IsolationPolicy, Namespaces, to_best_effort, to_user, warn
 from ._process import Process
-from ._request import Argument, Command, Env, Isolation, Request, encode, make_request
+from ._request import (
+    PLAIN,
+    Argument,
+    Command,
+    Env,
+    Isolation,
+    Options,
+    Request,
+    encode,
+    make_options,
+    make_request,
+)
+
+_NOT_ISOLATED = Isolation()
+# What is kept for later calls must not change, and its == must be Python's own.
+_CONSTANTS = frozenset((type(None), bool, int, str, bytes, PosixPath))
+_DEFAULTS = (
+    *(True, None, None, False, None, None, None, None, None),
+    *(False, False, False, False, None, "required", False, False),
+)
+
+
+def _enter(namespaces: object, unshare: bool | Literal["root"]) -> Namespaces:
+    """The set, if it can be entered."""
+    if not isinstance(namespaces, Namespaces):
+        raise TypeError(f"namespaces: {type(namespaces).__name__} is no Namespaces")
+    if unshare:
+        raise ValueError("namespaces: a prepared set and unshare_* exclude each other")
+    _core.check_set(namespaces._set)
+    return namespaces
 
 
 def _make_isolation(
@@ -17,64 +47,70 @@ def _make_isolation(
     ipc: object,
     mount: object,
     pid: object,
-    user: object,
     cgroup: Argument | None,
-    namespaces: Namespaces | None,
     policy: str,
-    new_session: bool | None,
-    has_pre_exec: bool,
+    user: object,
+    session: object,
 ) -> Isolation | None:
-    best_effort = to_best_effort(policy)
-    fresh = (bool(net), bool(ipc), bool(mount), bool(pid), to_user(user))
-    if namespaces is not None:
-        if not isinstance(namespaces, Namespaces):
-            raise TypeError(f"namespaces: {type(namespaces).__name__} is no Namespaces")
-        if any(fresh):
-            raise ValueError("namespaces: a prepared set and unshare_* exclude each other")
-        _core.check_set(namespaces._set)
-    chosen = None if namespaces is None else namespaces._set
-    in_pid = fresh[3] if chosen is None else _core.set_has_pid(chosen)
-    in_user = fresh[4] if chosen is None else _core.set_has_user(chosen)
-    if has_pre_exec and in_pid and in_user:
-        raise ValueError(
-            "pre_exec: no thread may enter a user namespace (setns(2)), so Python code "
-            "cannot run in a pid namespace inside one"
-        )
-    session = bool(in_pid) if new_session is None else bool(new_session)
-    directory = None if cgroup is None else encode(cgroup, "cgroup")
-    if not any(fresh) and chosen is None and directory is None and not session:
-        return None
-    return Isolation(*fresh, chosen, directory, best_effort, session)
+    wanted = Isolation(
+        bool(net),
+        bool(ipc),
+        bool(mount),
+        bool(pid),
+        to_user(user),
+        None if cgroup is None else encode(cgroup, "cgroup"),
+        to_best_effort(policy),
+        bool(session),
+    )
+    return None if wanted == _NOT_ISOLATED else wanted
 
 
-def _has_user(isolation: Isolation) -> bool:
+def _find_options(given: tuple[Any, ...]) -> Options:
+    """What ``spawn()``'s keywords ask for; those of the last call are known."""
+    if given == _DEFAULTS:
+        return PLAIN
+    options: Options
+    last, ids, options = _state.given_options
+    if given == last and (ids is None or list(map(type, given)) == ids):
+        return options
+    options = make_options(*given[:9])._replace(isolation=_make_isolation(*given[9:]))
+    types = list(map(type, given))
+    if _CONSTANTS.issuperset(types):
+        has_ids = given[4:8] != (None,) * 4  # 0.0 is 0, but no uid
+        _state.given_options = given, types if has_ids else None, options
+    return options
+
+
+def _has_user(request: Request) -> bool:
     """Whether the command gets a user namespace, its own or that of its set."""
-    return bool(isolation.user) or (isolation.set is not None and _core.set_has_user(isolation.set))
+    isolation, entered = request.options.isolation, request.set
+    fresh = isolation is not None and bool(isolation.user)
+    return fresh or (entered is not None and _core.set_has_user(entered))
 
 
 def _warn(request: Request, handle: Any, stacklevel: int) -> None:
     isolation = request.options.isolation
     if isolation is None or not isolation.best_effort:
         return
-    in_user = _has_user(isolation)
-    known = () if isolation.set is None else _core.notes(isolation.set, in_user)
+    in_user = _has_user(request)
+    known = () if request.set is None else _core.notes(request.set, in_user)
     notes = _core.notes(handle, in_user)
     warn(tuple(note for note in notes if note not in known), stacklevel + 1)
 
 
 def _run(request: Request, logfile: Argument | None) -> int:
+    isolation, pre_exec = request.options.isolation, request.options.pre_exec
+    best_effort = isolation is not None and isolation.best_effort
+    if logfile is None and pre_exec is None and not best_effort:
+        return _core.run(request)
     handle = _core.borrow_handle()
     log = None if logfile is None else LogPipe(request, logfile, True)
     try:
         if log is not None:
             request = log.request
-        isolation = request.options.isolation
-        if isolation is not None and isolation.best_effort:
-            _core.start(request, handle)
-            _warn(request, handle, 3)  # now, not after an hour's build
-            status = _core.finish_run(handle, None if log is None else log.log)
-        else:
-            status = _core.run(request, handle, None if log is None else log.log)
+        _core.start(request, handle)
+        _warn(request, handle, 3)  # now, not after an hour's build
+        status = _core.finish_run(handle, None if log is None else log.log)
     except BaseException:
         _core.end(handle)
         raise
@@ -332,56 +368,47 @@ def spawn(
         ValueError: an argument has an impossible value.
         ChildProcessError: somebody else reaped the command (waiting mode).
     """
-    wanted = None
-    if (
-        unshare_net
-        or unshare_ipc
-        or unshare_mount
-        or unshare_pid
-        or unshare_user
-        or cgroup is not None
-        or namespaces is not None
-        or start_new_session is not None
-        or isolation != "required"
-    ):
-        wanted = _make_isolation(
+    if returnpid and returnproc:
+        raise ValueError("returnpid and returnproc exclude each other")
+    entered, in_pid, in_user = None, unshare_pid, unshare_user
+    if namespaces is not None:
+        fresh = unshare_net or unshare_ipc or unshare_mount or unshare_pid or unshare_user
+        chosen = _enter(namespaces, fresh)
+        entered, in_pid, in_user = chosen._set, chosen._in_pid, chosen._in_user
+    if pre_exec is not None and in_pid and in_user:
+        raise ValueError(
+            "pre_exec: no thread may enter a user namespace (setns(2)), so Python code "
+            "cannot run in a pid namespace inside one"
+        )
+    options = _find_options(
+        (
+            path_lookup,
+            cwd,
+            fd_pipes,
+            close_fds,
+            uid,
+            gid,
+            groups,
+            umask,
+            pre_exec,
             unshare_net,
             unshare_ipc,
             unshare_mount,
             unshare_pid,
-            unshare_user,
             cgroup,
-            namespaces,
             isolation,
-            start_new_session,
-            pre_exec is not None,
+            unshare_user,
+            in_pid if start_new_session is None else start_new_session,
         )
-    if returnpid and returnproc:
-        raise ValueError("returnpid and returnproc exclude each other")
-    request = make_request(
-        mycommand,
-        env,
-        opt_name,
-        fd_pipes,
-        uid,
-        gid,
-        groups,
-        umask,
-        cwd,
-        path_lookup,
-        pre_exec,
-        close_fds,
-        wanted,
     )
+    request = make_request(mycommand, env, opt_name, options, entered)
     if not returnpid and not returnproc:
         return _run(request, logfile)
     process = Process(request.argv, _core.new_handle())
     try:
         _start(process, request, logfile)
-        isolated = request.options.isolation
-        if isolated is not None:
-            process._in_user = _has_user(isolated)
-            _warn(request, process._handle, 2)
+        process._in_user = _has_user(request)
+        _warn(request, process._handle, 2)
         if returnproc:
             process._keep()
             return process

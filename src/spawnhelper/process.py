@@ -27,7 +27,7 @@ from ._hooks import atexit_register, run_coroutine_exitfuncs, run_exitfuncs
 from ._lookup import find_binary
 from ._namespaces import listener
 from ._process import Process as _Process
-from ._request import Isolation, encode, make_request
+from ._request import Isolation, encode, make_options, make_request
 from ._spawn import spawn as _spawn
 from ._stages import Stage
 from ._trouble import (
@@ -634,21 +634,20 @@ def _exec(
                 cgroup=directory,
                 best_effort=True,
             )
-        request = make_request(
-            [binary, *mycommand[1:]],
-            env,
-            _name_of(binary, opt_name),
+        options = make_options(
+            False,
+            cwd,
             _map_fds(fd_pipes, close_fds),
+            close_fds,
             int(uid) if uid else None,
             int(gid) if gid else None,
             list(groups) if groups else None,
             None if umask is None else int(umask) & 0o777,
-            cwd,
-            False,
             None if pre_exec is None else report_status(pre_exec),
-            close_fds,
             isolation,
         )
+        words = [binary, *mycommand[1:]]
+        request = make_request(words, env, _name_of(binary, opt_name), options)
         _core.become(request, lambda notes: tell_isolation(notes, 2))
     except BaseException as error:
         text, status = describe(error, mycommand, env)

@@ -41,8 +41,7 @@ static int run(const char *file, const char *script, const char *cwd, const stru
     memset(&process, 0, sizeof process);
     int done;
     do
-        done =
-            process.state == SH_NEW ? sh_run(&request, &process, -1, NULL) : sh_wait(&process, -1);
+        done = process.state == SH_NEW ? sh_run(&request, &process, -1) : sh_wait(&process, -1);
     while (done == 0);
     return done;
 }

@@ -96,7 +96,7 @@ static void *spawn(void *unused) {
             .flags =
                 (turn % 8 == 1 ? SH_SET_UID | SH_SET_GID : 0) | (turn % 8 == 2 ? SH_CLOSE_FDS : 0),
         };
-        settle(sh_run(&request, &process, -1, NULL), &process, turn % 8 == 0);
+        settle(sh_run(&request, &process, -1), &process, turn % 8 == 0);
     }
     return NULL;
 }
