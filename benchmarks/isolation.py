@@ -128,37 +128,58 @@ def portage_candidate(argv: list[str], env: dict[str, str]) -> Callable[[], obje
     return run
 
 
-def check(figures: list[common.Figure], goals: list[Goal]) -> bool:
-    """Say for each goal whether it is met."""
-    met = True
-    ratios = {figure.name: figure.ratio for figure in figures}
-    for goal in goals:
-        if goal.name in ratios:
-            good = ratios[goal.name] <= goal.limit
-            met = met and good
-            verdict = "met" if good else "MISSED"
-            print(f"goal {verdict}: {goal.name} {ratios[goal.name]:.2f} <= {goal.limit}")
-    return met
+class Report:
+    """Tables, verdicts on the goals, and the record of both."""
+
+    def __init__(self, rounds: int) -> None:
+        self.met = True
+        self._record: dict[str, object] = {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "kernel": platform.release(),
+            "spawnhelper": spawnhelper.__version__,
+            "rounds": rounds,
+        }
+
+    def add(self, title: str, figures: list[common.Figure], goals: list[Goal]) -> None:
+        common.print_table(title, figures)
+        ratios = {figure.name: figure.ratio for figure in figures}
+        for goal in goals:
+            if goal.name in ratios:
+                ratio = ratios[goal.name]
+                self._judge(ratio <= goal.limit, f"{goal.name} {ratio:.2f} <= {goal.limit}")
+        self._record[title] = [figure._asdict() for figure in figures]
+        print()
+
+    def compare_with_portage(self, figures: list[common.Figure]) -> None:
+        self.add("against portage", figures, [])
+        times = figures[2].median / figures[1].median
+        self._judge(times >= PORTAGE_LEAST, f"{times:.0f} >= {PORTAGE_LEAST:.0f} times")
+
+    def _judge(self, good: bool, text: str) -> None:
+        self.met = self.met and good
+        print(f"goal {'met' if good else 'MISSED'}: {text}")
+
+    def write(self, path: Path) -> None:
+        record = {**self._record, "goals_met": self.met}
+        path.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000, help="calls of each candidate")
     parser.add_argument("--idle-rounds", type=int, default=100, help="likewise after idleness")
     parser.add_argument("--portage", action="store_true", help="compare with portage's sandbox")
     parser.add_argument("--portage-rounds", type=int, default=20)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a record")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
     if os.geteuid() != 0:
         sys.exit("isolation.py: needs root")
-    record: dict[str, object] = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "kernel": platform.release(),
-        "spawnhelper": spawnhelper.__version__,
-        "rounds": options.rounds,
-    }
-    met = True
+    report = Report(options.rounds)
     env = common.make_env()
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(common.work_directory())
@@ -169,42 +190,24 @@ def main() -> None:
         common.use_env(env)
 
         figures = common.compare(reference, sandboxes(argv, box, cgroup), options.rounds)
-        common.print_table("static", figures)
-        met &= check(figures, [REUSED, PID, CGROUP])
-        record["static"] = [figure._asdict() for figure in figures]
-
-        print()
+        report.add("static", figures, [REUSED, PID, CGROUP])
         figures = common.compare(reference, networks(argv), options.rounds)
-        common.print_table("static, network", figures)
-        met &= check(figures, [FULL])
-        record["network"] = [figure._asdict() for figure in figures]
-
+        report.add("network", figures, [FULL])
         if cgroup is not None and options.idle_rounds:
-            print()
             path = cgroup
             idle: Candidates = {"cgroup at birth": lambda: spawn(argv, cgroup=path)}
             figures = compare_idle(reference, idle, options.idle_rounds)
-            common.print_table("static, idle", figures)
-            met &= check(figures, [IDLE_CGROUP])
-            record["idle"] = [figure._asdict() for figure in figures]
-
+            report.add("idle", figures, [IDLE_CGROUP])
         if options.portage:
-            print()
             candidates: Candidates = {
                 FULL.name: full_candidate(argv),
                 "portage, everything": portage_candidate(argv, env),
             }
-            figures = common.compare(reference, candidates, options.portage_rounds)
-            common.print_table("static, against portage", figures)
-            times = figures[2].median / figures[1].median
-            good = times >= PORTAGE_LEAST
-            met &= good
-            print(f"goal {'met' if good else 'MISSED'}: {times:.0f} >= {PORTAGE_LEAST:.0f} times")
-            record["portage"] = [figure._asdict() for figure in figures]
-    record["goals_met"] = met
+            rounds = options.portage_rounds
+            report.compare_with_portage(common.compare(reference, candidates, rounds))
     if options.json:
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
-    sys.exit(not met)
+        report.write(options.json)
+    sys.exit(not report.met)
 
 
 if __name__ == "__main__":

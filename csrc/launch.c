@@ -522,7 +522,10 @@ int sh_start_packed(const struct sh_request *rest, const char *file, const char 
                     uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
                     struct sh_process *process) {
     struct sh_request request = complete(rest, file, argv, argc, env, envc, set);
-    return sh_start(&request, process);
+    int error = sh_start(&request, process);
+    if (error == 0)
+        sh_remember_pidfd(process);
+    return error;
 }
 
 int sh_run_packed(const struct sh_request *rest, const char *file, const char *argv, uint32_t argc,

@@ -50,6 +50,8 @@ int sh_bury(struct sh_process *process, int pid, int pidfd, int stage, int silen
 
 /* wait.c */
 void sh_adopt(struct sh_process *process, int pid, int pidfd);
+/* For a handle that other code lives beside: the number may come to mean another file. */
+void sh_remember_pidfd(struct sh_process *process);
 /* Reaps; the wait status. */
 int sh_reap_failed(int pid, int pidfd);
 int sh_pidfd_open(int pid);

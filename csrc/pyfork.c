@@ -12,6 +12,7 @@
 
 static void adopt(struct sh_process *process, struct sh_isolation *isolation, pid_t pid) {
     sh_adopt(process, pid, sh_pidfd_open(pid));
+    sh_remember_pidfd(process);
     if (isolation)
         sh_isolation_adopt(isolation, process);
 }

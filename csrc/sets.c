@@ -52,7 +52,27 @@ void sh_kill_holder(int pid, int pidfd) {
 struct sh_orphan {
     struct sh_orphan *next;
     int32_t pid, pidfd;
+    atomic_int used; /* of the reserve */
 };
+
+/* For when memory is short: a zombie that nobody remembers stays for ever. */
+static struct sh_orphan reserve[16];
+enum { RESERVE_SIZE = sizeof reserve / sizeof *reserve };
+
+static struct sh_orphan *new_orphan(void) {
+    struct sh_orphan *orphan = malloc(sizeof *orphan);
+    for (int i = 0; !orphan && i < RESERVE_SIZE; i++)
+        if (!atomic_exchange(&reserve[i].used, 1))
+            orphan = &reserve[i];
+    return orphan;
+}
+
+static void free_orphan(struct sh_orphan *orphan) {
+    if (orphan >= reserve && orphan < reserve + RESERVE_SIZE)
+        atomic_store(&orphan->used, 0);
+    else
+        free(orphan);
+}
 
 static void push(struct sh_orphan *orphan) {
     orphan->next = atomic_load(&sh_state.orphans);
@@ -62,7 +82,7 @@ static void push(struct sh_orphan *orphan) {
 
 /* It ends by itself, with its command. */
 void sh_reap_later(int pid, int pidfd) {
-    struct sh_orphan *orphan = sh_reap_holder(pid, &pidfd) ? NULL : malloc(sizeof *orphan);
+    struct sh_orphan *orphan = sh_reap_holder(pid, &pidfd) ? NULL : new_orphan();
     if (orphan) {
         orphan->pid = pid;
         orphan->pidfd = pidfd;
@@ -81,7 +101,7 @@ void sh_reap_orphans(void) {
         if (sh_reap_holder(orphan->pid, &orphan->pidfd)) {
             if (orphan->pidfd > 0)
                 sh_close_pidfd(orphan->pidfd);
-            free(orphan);
+            free_orphan(orphan);
         } else {
             push(orphan);
         }

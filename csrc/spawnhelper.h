@@ -132,7 +132,8 @@ struct sh_process {
     int32_t outcome; /* the state after SH_ENDING */
     int32_t holder;  /* pid 1 of its pid namespace, our child too; 0: none */
     int32_t holder_pidfd;
-    uint64_t holder_id;   /* what that number stands for */
+    uint64_t holder_id;   /* what that number stands for, */
+    uint64_t pidfd_id;    /* and pidfd's; 0: not asked, for one that no other code could close */
     struct sh_set *set;   /* the set that it was started into, while it runs */
     int32_t kept;         /* 1: somebody got the handle, so dropping it does not kill the child */
     int32_t has_usage;    /* 1: usage is the command's; somebody else's reaping took it otherwise */

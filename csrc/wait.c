@@ -23,6 +23,24 @@ static int pidfd_of(const struct sh_process *process) {
     return process->pidfd > 0 ? process->pidfd : -1;
 }
 
+static void disown_pidfd(struct sh_process *process) {
+    sh_disown_pidfd(process->pidfd);
+    process->pidfd = 0;
+}
+
+/* Under the lock. Daemons close all descriptors that they do not know, and the
+ * number may be a stranger's since: another child's pidfd, whose status we would
+ * take. Before Linux 6.9 all pidfds look alike. */
+static void check_pidfd(struct sh_process *process) {
+    if (process->pidfd > 0 && process->pidfd_id != 0 &&
+        sh_identify(process->pidfd) != process->pidfd_id)
+        disown_pidfd(process);
+}
+
+void sh_remember_pidfd(struct sh_process *process) {
+    process->pidfd_id = process->pidfd > 0 ? sh_identify(process->pidfd) : 0;
+}
+
 static int holder_of(const struct sh_process *process) {
     return process->holder_pidfd > 0 ? process->holder_pidfd : -1;
 }
@@ -165,12 +183,12 @@ static void try_reap(struct sh_process *process, int flags) {
         return;
     if (process->holder > 0 || process->set)
         flags = 0; /* its pid 1 waits for us to reap it */
+    check_pidfd(process);
     siginfo_t info;
     struct rusage usage;
     long error = reap(process->pid, pidfd_of(process), WNOHANG | flags, &info, &usage);
     if ((error == -EBADF || error == -EINVAL) && process->pidfd > 0) {
-        sh_disown_pidfd(process->pidfd); /* closed behind our back: no longer ours to close */
-        process->pidfd = 0;
+        disown_pidfd(process); /* closed behind our back: no longer ours to close */
         error = reap(process->pid, -1, WNOHANG | flags, &info, &usage);
     }
     if (error == -ECHILD) {
@@ -195,6 +213,7 @@ static void clean_up(struct sh_process *process) {
         reap(process->pid, -1, WNOHANG, &info, NULL);
         process->zombie = 0;
     }
+    check_pidfd(process);
     if (process->pidfd > 0)
         sh_close_pidfd(process->pidfd);
     if (process->holder_pidfd > 0)
@@ -261,6 +280,7 @@ static long await_pid(struct sh_process *process, int64_t deadline) {
 /* One stretch of waiting: for the command, or for what it left to end. */
 static long wait_once(struct sh_process *process, int64_t deadline) {
     int ending = process->state == SH_ENDING;
+    check_pidfd(process);
     struct pollfd fd = {.fd = ending ? holder_of(process) : pidfd_of(process), .events = POLLIN};
     process->users++;
     unlock(process);
@@ -342,6 +362,7 @@ int sh_hold(struct sh_process *process) {
     if (!sh_mine(process))
         return -1;
     lock(process);
+    check_pidfd(process);
     int fd = process->state == SH_RUNNING ? pidfd_of(process) : -1;
     process->users += fd >= 0;
     unlock(process);
@@ -361,6 +382,7 @@ int sh_copy_pidfd(struct sh_process *process) {
     if (!sh_mine(process))
         return -EPERM;
     lock(process);
+    check_pidfd(process);
     long fd = -ESRCH;
     int pidfd = process->state == SH_ENDING ? process->holder_pidfd : process->pidfd;
     if (process->state == SH_RUNNING || process->state == SH_ENDING)
@@ -373,6 +395,7 @@ int sh_signal(struct sh_process *process, int number) {
     if (!sh_mine(process))
         return -EPERM;
     lock(process);
+    check_pidfd(process);
     long error = 0;
     if (process->state == SH_RUNNING) {
         error =

@@ -127,8 +127,8 @@ ROWS = [
         "proxies instead of ints; lazy groups evaluated in the child",
         "test_history.py::test_13_lazy_values_are_evaluated_here",
         PROCESS,
-        "returnpid=pids_only,\n            uid=int(uid) if uid else None,",
-        "returnpid=pids_only,\n            uid=uid or None,",
+        '"uid": int(uid) if uid else None,',
+        '"uid": uid or None,',
     ),
     Row(
         14,
@@ -264,8 +264,8 @@ ROWS = [
         "polling for the end: 100 ms for each start",
         "test_history.py::test_30_no_polling",
         CORE,
-        "    done = lib.sh_run_packed(",
-        '    __import__("time").sleep(0.1)\n    done = lib.sh_run_packed(',
+        "        done: int = lib.sh_run_packed(",
+        '        __import__("time").sleep(0.1)\n        done: int = lib.sh_run_packed(',
     ),
     Row(
         31,

@@ -109,7 +109,7 @@ BUGS = {
     ),
     "pidfd of somebody else counted": (
         *("running, crowded", False, "wait.c"),
-        *("        sh_disown_pidfd(process->pidfd);", "        ;"),
+        *("    sh_disown_pidfd(process->pidfd);\n    process->pidfd", "    process->pidfd"),
     ),
     "pidfd not counted down": (
         *("ended, crowded", False, "pidfds.c"),

@@ -1,5 +1,6 @@
 """What a command, a chroot, a hook or a careless program could turn against its owner."""
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -18,6 +19,7 @@ from instruments.isolation import in_fork, make_public
 from spawnhelper import Namespaces, SpawnError, Stage, _core, spawn
 
 pytestmark = needs_root
+KERNEL = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
 
 
 @pytest.mark.parametrize("user", [False, True, "root"])
@@ -65,6 +67,57 @@ def test_a_chroot_cannot_choose_our_holder(ending):
             shutil.rmtree(root, ignore_errors=True)
 
     in_fork(run)
+
+
+@pytest.mark.skipif(KERNEL < (6, 9), reason="all pidfds look alike before Linux 6.9")
+@pytest.mark.parametrize("how", ["wait", "reap", "signal", "drop", "as_completed", "asyncio"])
+def test_a_stranger_on_our_number(how):
+    """Another child's pidfd has got the number of ours: its status is not ours to take."""
+
+    def run():
+        command = ["sleep", "60"] if how in ("signal", "drop") else ["sh", "-c", "read x; exit 7"]
+        start, go = os.pipe()
+        process = spawn(command, returnproc=True, fd_pipes={0: start, 1: 1, 2: 2})
+        number = process.fileno()
+        os.close(number)
+        other = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 9"], {})
+        stranger = os.pidfd_open(other)
+        assert stranger == number
+        os.waitid(os.P_PID, other, os.WEXITED | os.WNOWAIT)
+        if how == "reap":
+            assert process.poll() is None
+        elif how == "wait":
+            assert process.poll() is None
+            os.write(go, b"\n")
+            assert process.wait(20) == 7
+        elif how == "signal":
+            process.terminate()
+            assert process.wait(20) == -signal.SIGTERM
+        elif how == "drop":
+            with pytest.warns(ResourceWarning):
+                pid = process.pid
+                del process
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            _core.sweep()
+            assert not Path(f"/proc/{pid}").exists()
+        elif how == "as_completed":
+            os.write(go, b"\n")
+            assert [done.wait() for done in spawnhelper.as_completed([process])] == [7]
+        else:
+            os.write(go, b"\n")
+            assert asyncio.run(wait_for(process)) == 7
+        assert os.fstat(stranger)
+        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 9
+        if how == "reap":
+            process.kill()
+            process.wait()
+
+    in_fork(run)
+
+
+async def wait_for(process):
+    return await process
 
 
 def test_descriptors_closed_behind_our_back():

@@ -49,6 +49,7 @@ struct sh_process {
     uint32_t forks, lock;
     int32_t users, zombie, report, outcome, holder, holder_pidfd;
     uint64_t holder_id;
+    uint64_t pidfd_id;
     struct sh_set *set;
     int32_t kept, has_usage;
     int64_t started_nsec, ended_nsec;

@@ -259,6 +259,17 @@ def _name_of(binary: Any, opt_name: Any) -> Any:
     return binary if binary == sys.executable else os.path.basename(binary)
 
 
+def _to_strict(uid: Any, gid: Any, groups: Any, umask: Any, pre_exec: Any) -> dict[str, Any]:
+    """What the strict spawn() is given for portage's values."""
+    return {
+        "uid": int(uid) if uid else None,
+        "gid": int(gid) if gid else None,
+        "groups": list(groups) if groups else None,
+        "umask": None if umask is None else int(umask) & 0o777,
+        "pre_exec": None if pre_exec is None else report_status(pre_exec),
+    }
+
+
 def _warn_if_large(words: Any, env: Mapping[Any, Any]) -> None:
     global env_too_large_warnings
     stats = calc_env_stats(env)
@@ -406,14 +417,9 @@ def spawn(
             opt_name=_name_of(binary, opt_name),
             fd_pipes=_map_fds(fd_pipes, close_fds),
             returnpid=pids_only,
-            uid=int(uid) if uid else None,
-            gid=int(gid) if gid else None,
-            groups=list(groups) if groups else None,
-            umask=None if umask is None else int(umask) & 0o777,
             cwd=cwd,
             logfile=log,
             path_lookup=False,
-            pre_exec=None if pre_exec is None else report_status(pre_exec),
             close_fds=close_fds,
             unshare_net=unshare_net,
             unshare_ipc=unshare_ipc,
@@ -421,6 +427,7 @@ def spawn(
             unshare_pid=unshare_pid,
             cgroup=cgroup or None,
             returnproc=bool(returnproc),
+            **_to_strict(uid, gid, groups, umask, pre_exec),
         )
     except (SpawnError, TypeError, ValueError) as error:
         if isinstance(error, SpawnError) and error.stage is Stage.CLONE:
@@ -602,52 +609,35 @@ def _exec(
     """
     status = 1
     try:
-        if unshare_pid:  # for children only: this process stays, and ends as the command does
-            _end_like(
-                _spawn_best_effort(
-                    [binary, *mycommand[1:]],
-                    env=env,
-                    opt_name=_name_of(binary, opt_name),
-                    fd_pipes=_map_fds(fd_pipes, close_fds),
-                    uid=int(uid) if uid else None,
-                    gid=int(gid) if gid else None,
-                    groups=list(groups) if groups else None,
-                    umask=None if umask is None else int(umask) & 0o777,
-                    cwd=cwd,
-                    path_lookup=False,
-                    pre_exec=None if pre_exec is None else report_status(pre_exec),
-                    close_fds=close_fds,
-                    unshare_net=unshare_net,
-                    unshare_ipc=unshare_ipc,
-                    unshare_mount=unshare_mount,
-                    unshare_pid=True,
-                    cgroup=cgroup or None,
-                )
-            )
-        isolation = None
-        if unshare_net or unshare_ipc or unshare_mount or cgroup:
-            directory = encode(cgroup, "cgroup") if cgroup else None
-            isolation = Isolation(
-                net=bool(unshare_net),
-                ipc=bool(unshare_ipc),
-                mount=bool(unshare_mount),
-                cgroup=directory,
-                best_effort=True,
-            )
-        options = make_options(
-            False,
-            cwd,
-            _map_fds(fd_pipes, close_fds),
-            close_fds,
-            int(uid) if uid else None,
-            int(gid) if gid else None,
-            list(groups) if groups else None,
-            None if umask is None else int(umask) & 0o777,
-            None if pre_exec is None else report_status(pre_exec),
-            isolation,
-        )
         words = [binary, *mycommand[1:]]
-        request = make_request(words, env, _name_of(binary, opt_name), options)
+        name, fds = _name_of(binary, opt_name), _map_fds(fd_pipes, close_fds)
+        strict = _to_strict(uid, gid, groups, umask, pre_exec)
+        if unshare_pid:  # for children only: this process stays, and ends as the command does
+            started = _spawn_best_effort(
+                words,
+                env=env,
+                opt_name=name,
+                fd_pipes=fds,
+                cwd=cwd,
+                path_lookup=False,
+                close_fds=close_fds,
+                unshare_net=unshare_net,
+                unshare_ipc=unshare_ipc,
+                unshare_mount=unshare_mount,
+                unshare_pid=True,
+                cgroup=cgroup or None,
+                **strict,
+            )
+            _end_like(started)
+        isolation = Isolation(
+            bool(unshare_net),
+            bool(unshare_ipc),
+            bool(unshare_mount),
+            cgroup=encode(cgroup, "cgroup") if cgroup else None,
+            best_effort=True,
+        )
+        options = make_options(False, cwd, fds, close_fds, isolation=isolation, **strict)
+        request = make_request(words, env, name, options)
         _core.become(request, lambda notes: tell_isolation(notes, 2))
     except BaseException as error:
         text, status = describe(error, mycommand, env)
