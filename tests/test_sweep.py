@@ -15,7 +15,7 @@ import pytest
 
 from conftest import open_fds
 from instruments.strike import Striker, Struck
-from spawnhelper import _core, _spawn, as_completed, spawn
+from spawnhelper import _core, as_completed, spawn
 
 pytestmark = [
     pytest.mark.core,
@@ -175,12 +175,12 @@ def test_every_instruction(scenario):
 def test_seeded_bug_is_caught(monkeypatch):
     """A start that hands its child over in two steps."""
 
-    def run(request, _logfile):
+    def run(_request):
         pid = os.posix_spawn("/bin/true", ["true"], {})
         handle = _core.new_handle()  # struck here, the child has no owner
         return os.waitpid(pid, 0)[1] + (handle is None)
 
-    monkeypatch.setattr(_spawn, "_run", run)
+    monkeypatch.setattr(_core, "run", run)
     lost = sweep(waiting)
     assert lost
     for pid in {pid for _, pid in lost}:

@@ -142,7 +142,7 @@ def _isolation_flags(isolation: Isolation) -> int:
 
 def _to_c(options: Options) -> tuple[Any, Any]:
     """The options as C reads them, and what must live as long."""
-    lookup, cwd, fds, close_fds, uid, gid, groups, umask, _, isolation = options
+    lookup, cwd, fds, close_fds, uid, gid, groups, umask, _, isolation, _ = options
     flags = _LOOKUP if lookup else 0
     if close_fds:
         flags |= lib.SH_CLOSE_FDS

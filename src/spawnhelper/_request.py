@@ -45,6 +45,7 @@ class Options(NamedTuple):
     umask: int | None = None
     pre_exec: Callable[[], object] | None = None
     isolation: Isolation | None = None
+    runs_in_c: bool = True  # from start to end; without pre_exec, or a warning in between
 
 
 PLAIN = Options()
@@ -209,6 +210,7 @@ def make_options(
         None if umask is None else _to_id(umask, "umask", 0o777),
         pre_exec,
         isolation,
+        pre_exec is None and not (isolation is not None and isolation.best_effort),
     )
 
 

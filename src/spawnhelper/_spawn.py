@@ -67,16 +67,16 @@ def _make_isolation(
 
 def _find_options(given: tuple[Any, ...]) -> Options:
     """What ``spawn()``'s keywords ask for; those of the last call are known."""
-    if given == _DEFAULTS:
-        return PLAIN
     options: Options
     last, ids, options = _state.given_options
     if given == last and (ids is None or list(map(type, given)) == ids):
         return options
-    options = make_options(*given[:9])._replace(isolation=_make_isolation(*given[9:]))
+    lookup, cwd, fds, close_fds, uid, gid, groups, umask, pre_exec, *isolation = given
+    wanted = _make_isolation(*isolation)
+    options = make_options(lookup, cwd, fds, close_fds, uid, gid, groups, umask, pre_exec, wanted)
     types = list(map(type, given))
     if _CONSTANTS.issuperset(types):
-        has_ids = given[4:8] != (None,) * 4  # 0.0 is 0, but no uid
+        has_ids = (uid, gid, groups, umask) != (None,) * 4  # 0.0 is 0, but no uid
         _state.given_options = given, types if has_ids else None, options
     return options
 
@@ -99,10 +99,6 @@ def _warn(request: Request, handle: Any, stacklevel: int) -> None:
 
 
 def _run(request: Request, logfile: Argument | None) -> int:
-    isolation, pre_exec = request.options.isolation, request.options.pre_exec
-    best_effort = isolation is not None and isolation.best_effort
-    if logfile is None and pre_exec is None and not best_effort:
-        return _core.run(request)
     handle = _core.borrow_handle()
     log = None if logfile is None else LogPipe(request, logfile, True)
     try:
@@ -380,29 +376,30 @@ def spawn(
             "pre_exec: no thread may enter a user namespace (setns(2)), so Python code "
             "cannot run in a pid namespace inside one"
         )
-    options = _find_options(
-        (
-            path_lookup,
-            cwd,
-            fd_pipes,
-            close_fds,
-            uid,
-            gid,
-            groups,
-            umask,
-            pre_exec,
-            unshare_net,
-            unshare_ipc,
-            unshare_mount,
-            unshare_pid,
-            cgroup,
-            isolation,
-            unshare_user,
-            in_pid if start_new_session is None else start_new_session,
-        )
+    given = (
+        path_lookup,
+        cwd,
+        fd_pipes,
+        close_fds,
+        uid,
+        gid,
+        groups,
+        umask,
+        pre_exec,
+        unshare_net,
+        unshare_ipc,
+        unshare_mount,
+        unshare_pid,
+        cgroup,
+        isolation,
+        unshare_user,
+        in_pid if start_new_session is None else start_new_session,
     )
+    options = PLAIN if given == _DEFAULTS else _find_options(given)
     request = make_request(mycommand, env, opt_name, options, entered)
     if not returnpid and not returnproc:
+        if logfile is None and options.runs_in_c:
+            return _core.run(request)
         return _run(request, logfile)
     process = Process(request.argv, _core.new_handle())
     try:
