@@ -270,7 +270,11 @@ struct sh_isolation *sh_isolation_open(const struct sh_request *request, struct 
     }
     if (request->cgroup)
         error = open_cgroup(isolation, request->cgroup);
-    if (error == 0 || is_tolerated(isolation, stage, -error, 0)) {
+    if (error < 0 && is_tolerated(isolation, stage, -error, 0)) {
+        drop_cgroup(isolation);
+        error = 0;
+    }
+    if (error == 0) {
         stage = SH_STAGE_NAMESPACES;
         error = open_namespaces(isolation, request->set);
     }

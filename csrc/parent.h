@@ -105,7 +105,8 @@ void sh_forget_sets(void);
 void sh_kill_holder(int pid, int pidfd);
 /* 1: it is gone. */
 int sh_reap_holder(int pid, int32_t *pidfd);
-void sh_reap_later(int pid, int pidfd);
+void sh_reap_later(int pid, int pidfd, uint64_t id);
+void sh_forget_orphans(void);
 void sh_reap_orphans(void);
 
 /* drop.c, pidfds.c: the child of a fork owns nothing. */

@@ -121,9 +121,6 @@ int sh_fork_result(struct sh_process *process, char *bytes, uint32_t size, uint3
         return 0;
     process->state = SH_NEW;
     sh_bury(process, process->pid, -1, SH_STAGE_PRE_EXEC, outcome == 2);
-    if (process->pidfd > 0)
-        sh_close_pidfd(process->pidfd);
-    process->pidfd = 0;
     sh_end_failed(process);
     return -1;
 }

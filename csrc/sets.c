@@ -52,6 +52,7 @@ void sh_kill_holder(int pid, int pidfd) {
 struct sh_orphan {
     struct sh_orphan *next;
     int32_t pid, pidfd;
+    uint64_t id;     /* what pidfd stands for */
     atomic_int used; /* of the reserve */
 };
 
@@ -74,6 +75,21 @@ static void free_orphan(struct sh_orphan *orphan) {
         free(orphan);
 }
 
+/* In a child of fork: they are its parent's. */
+void sh_forget_orphans(void) {
+    atomic_store(&sh_state.orphans, NULL);
+    for (int i = 0; i < RESERVE_SIZE; i++)
+        atomic_store(&reserve[i].used, 0);
+}
+
+/* The program may have closed it, and the number be another child's pidfd since. */
+static void check_number(int32_t *pidfd, uint64_t id) {
+    if (*pidfd <= 0 || sh_identify(*pidfd) == id)
+        return;
+    sh_disown_pidfd(*pidfd);
+    *pidfd = 0;
+}
+
 static void push(struct sh_orphan *orphan) {
     orphan->next = atomic_load(&sh_state.orphans);
     while (!atomic_compare_exchange_weak(&sh_state.orphans, &orphan->next, orphan))
@@ -81,11 +97,13 @@ static void push(struct sh_orphan *orphan) {
 }
 
 /* It ends by itself, with its command. */
-void sh_reap_later(int pid, int pidfd) {
+void sh_reap_later(int pid, int pidfd, uint64_t id) {
+    check_number(&pidfd, id);
     struct sh_orphan *orphan = sh_reap_holder(pid, &pidfd) ? NULL : new_orphan();
     if (orphan) {
         orphan->pid = pid;
         orphan->pidfd = pidfd;
+        orphan->id = id;
         push(orphan);
     } else if (pidfd > 0) {
         sh_close_pidfd(pidfd);
@@ -98,6 +116,7 @@ void sh_reap_orphans(void) {
     struct sh_orphan *orphan = atomic_exchange(&sh_state.orphans, NULL);
     while (orphan) {
         struct sh_orphan *next = orphan->next;
+        check_number(&orphan->pidfd, orphan->id);
         if (sh_reap_holder(orphan->pid, &orphan->pidfd)) {
             if (orphan->pidfd > 0)
                 sh_close_pidfd(orphan->pidfd);
@@ -147,12 +166,7 @@ static int is_intact(struct sh_set *set) {
     return set->root < 0 || sh_identify(set->root) == set->root_id;
 }
 
-static void check_pidfd(struct sh_set *set) {
-    if (set->holder_pidfd <= 0 || sh_identify(set->holder_pidfd) == set->pidfd_id)
-        return;
-    sh_disown_pidfd(set->holder_pidfd);
-    set->holder_pidfd = 0;
-}
+static void check_pidfd(struct sh_set *set) { check_number(&set->holder_pidfd, set->pidfd_id); }
 
 /* ---- after a fork ---- */
 
@@ -299,7 +313,7 @@ static void settle(struct sh_set *set) {
     sh_set_close_fds(set);
     if (set->commands > 0 || set->holder == 0)
         return;
-    sh_reap_later(set->holder, set->holder_pidfd);
+    sh_reap_later(set->holder, set->holder_pidfd, set->pidfd_id);
     set->holder = set->holder_pidfd = 0;
 }
 

@@ -133,7 +133,7 @@ struct sh_process {
     int32_t holder;  /* pid 1 of its pid namespace, our child too; 0: none */
     int32_t holder_pidfd;
     uint64_t holder_id;   /* what that number stands for, */
-    uint64_t pidfd_id;    /* and pidfd's; 0: not asked, for one that no other code could close */
+    uint64_t pidfd_id;    /* and pidfd's; 0: not asked, in a call that starts and waits */
     struct sh_set *set;   /* the set that it was started into, while it runs */
     int32_t kept;         /* 1: somebody got the handle, so dropping it does not kill the child */
     int32_t has_usage;    /* 1: usage is the command's; somebody else's reaping took it otherwise */
@@ -312,7 +312,7 @@ int sh_stage_tolerated(int stage);
 int sh_start(const struct sh_request *request, struct sh_process *process);
 /* sh_start, then sh_wait. */
 int sh_run(const struct sh_request *request, struct sh_process *process, int64_t nsec);
-/* The same for a request whose argv and env are given beside it: Python then
+/* The same for a request whose strings and set are given beside it: Python then
  * passes its bytes without a copy, and one request serves many calls. What has
  * run answers with 1 + its wait status, if that is known. */
 int sh_start_packed(const struct sh_request *rest, const char *file, const char *argv,
@@ -363,6 +363,8 @@ int sh_reap_now(struct sh_process *process);
 int sh_finish(struct sh_process *process);
 /* Keeps the pidfd open, whoever reaps, until sh_release_hold(): the pidfd; -1: ended, or none. */
 int sh_hold(struct sh_process *process);
+/* The pidfd of a command that runs, or -1. */
+int sh_pidfd(struct sh_process *process);
 void sh_release_hold(struct sh_process *process);
 /* The pidfd again, as the caller's own, close-on-exec; a negative errno (ESRCH: ended). */
 int sh_copy_pidfd(struct sh_process *process);

@@ -58,7 +58,7 @@ static void close_reports(void) {
 static void after_fork(void) {
     sh_state.forks++;
     sh_forget_dropped();
-    atomic_store(&sh_state.orphans, NULL);
+    sh_forget_orphans();
     sh_forget_sets();
     atomic_store(&sh_state.sets_lock, 0);
     atomic_store(&sh_state.dropped_lock, 0);

@@ -175,20 +175,25 @@ static void record_loss(struct sh_process *process) {
     end_with(process, known ? SH_ENDED : SH_LOST);
 }
 
+/* By pid it is left a zombie for clean_up(); but its pid 1 waits for us to reap it. */
+static int reap_flags(const struct sh_process *process) {
+    return pidfd_of(process) >= 0 || process->holder > 0 || process->set ? 0 : WNOWAIT;
+}
+
 /* Under the lock. Takes the status if the process has ended; leaves it alone if
  * not. ECHILD: someone's waitpid(-1) was faster, or SIGCHLD is ignored. Until
  * it has ended the kernel still knows it as our child. */
-static void try_reap(struct sh_process *process, int flags) {
+static void try_reap(struct sh_process *process) {
     if (process->state != SH_RUNNING)
         return;
-    if (process->holder > 0 || process->set)
-        flags = 0; /* its pid 1 waits for us to reap it */
     check_pidfd(process);
+    int flags = reap_flags(process);
     siginfo_t info;
     struct rusage usage;
     long error = reap(process->pid, pidfd_of(process), WNOHANG | flags, &info, &usage);
     if ((error == -EBADF || error == -EINVAL) && process->pidfd > 0) {
         disown_pidfd(process); /* closed behind our back: no longer ours to close */
+        flags = reap_flags(process);
         error = reap(process->pid, -1, WNOHANG | flags, &info, &usage);
     }
     if (error == -ECHILD) {
@@ -298,7 +303,7 @@ static long wait_once(struct sh_process *process, int64_t deadline) {
     lock(process);
     process->users--;
     if (ready > 0 && !ending)
-        try_reap(process, fd.fd >= 0 ? 0 : WNOWAIT);
+        try_reap(process);
     else if (ready > 0)
         try_end(process);
     return ready;
@@ -329,7 +334,7 @@ int sh_reap_now(struct sh_process *process) {
     if (!sh_mine(process))
         return wait_until(process, 0);
     lock(process);
-    try_reap(process, pidfd_of(process) >= 0 ? 0 : WNOWAIT);
+    try_reap(process);
     try_end(process);
     int ended = is_over(process);
     clean_up(process);
@@ -356,6 +361,16 @@ void sh_end_failed(struct sh_process *process) {
 int sh_finish(struct sh_process *process) {
     int error = sh_signal(process, SIGKILL);
     return error < 0 ? error : sh_wait(process, -1);
+}
+
+int sh_pidfd(struct sh_process *process) {
+    if (!sh_mine(process))
+        return process->state == SH_RUNNING ? pidfd_of(process) : -1;
+    lock(process);
+    check_pidfd(process);
+    int fd = process->state == SH_RUNNING ? pidfd_of(process) : -1;
+    unlock(process);
+    return fd;
 }
 
 int sh_hold(struct sh_process *process) {
@@ -433,7 +448,7 @@ int sh_give(struct sh_process *process) {
         process->result.stage = SH_STAGE_EXEC;
         process->result.error = ECHILD;
         process->result.detail = info.si_status;
-        try_reap(process, 0);
+        try_reap(process);
         clean_up(process);
         unlock(process);
         while (process->state == SH_ENDING)
@@ -445,7 +460,7 @@ int sh_give(struct sh_process *process) {
         sh_set_leave(process->set, process);
     process->set = NULL;
     if (process->holder)
-        sh_reap_later(process->holder, process->holder_pidfd);
+        sh_reap_later(process->holder, process->holder_pidfd, process->holder_id);
     process->holder = process->holder_pidfd = 0;
     clean_up(process);
     unlock(process);
@@ -529,7 +544,7 @@ static int has_ended(struct sh_process *process) {
 
 /* Without a pidfd: look every 10 ms whether the command has ended. */
 static long poll_output(struct sh_process *process, struct pollfd *fds, int64_t deadline) {
-    if (process->pidfd > 0)
+    if (fds[1].fd >= 0)
         return poll_until(fds, 2, deadline);
     for (;;) {
         int64_t soon = sh_now() + 10000000;
@@ -544,15 +559,29 @@ static long poll_output(struct sh_process *process, struct pollfd *fds, int64_t 
     }
 }
 
+/* It was closed while we polled it: it is not ready because the command has ended. */
+static void lose_pidfd(struct sh_process *process, int fd) {
+    lock(process);
+    if (process->pidfd == fd)
+        disown_pidfd(process);
+    unlock(process);
+}
+
+/* 1: there is something to read, or the end of it is known. */
 static int await_output(struct sh_process *process, struct sh_log *log, int64_t deadline) {
+    lock(process);
+    check_pidfd(process);
     struct pollfd fds[2] = {{.fd = log->source, .events = POLLIN},
                             {.fd = pidfd_of(process), .events = POLLIN}};
+    unlock(process);
     long ready = poll_output(process, fds, deadline);
     if (ready <= 0)
         return ready == -EINTR ? 0 : (int)ready;
-    if (fds[1].revents)
+    if (fds[1].revents && has_ended(process))
         note_end(log);
-    return 1;
+    else if (fds[1].revents)
+        lose_pidfd(process, fds[1].fd);
+    return fds[0].revents || log->left >= 0;
 }
 
 static void read_output(struct sh_log *log) {

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,46 @@ def test_equal_is_not_the_same():
             assert spawn("true", **good) == 0
         with pytest.raises(TypeError):
             spawn("true", **bad)
+
+
+class Elsewhere(type(Path())):
+    def __fspath__(self):
+        return "/usr"
+
+
+class EqualToAll:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        os.write(1, b"called")
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+
+def test_whoever_claims_to_be_equal(probe, tmp_path):
+    assert probe.report(cwd=Path("/tmp"))["cwd"] == os.path.realpath("/tmp")
+    assert probe.report(cwd=Elsewhere("/tmp"))["cwd"] == "/usr"
+    out = tmp_path / "out"
+    with out.open("w") as file:
+        fds = {0: 0, 1: file.fileno(), 2: 2}
+        for more in ({}, {"cwd": "/"}):
+            for pre_exec in (None, EqualToAll()):
+                assert spawn("true", pre_exec=pre_exec, fd_pipes=fds, **more) == 0
+        for pre_exec in (None, EqualToAll()):
+            assert spawn("true", pre_exec=pre_exec) == 0
+    assert out.read_text() == 2 * "called"
+
+
+def test_bytes_and_str_are_not_compared():
+    code = (
+        "from spawnhelper import spawn\nfor d in ('/', b'/', '/'): assert spawn('true', cwd=d) == 0"
+    )
+    assert spawn([sys.executable, "-bb", "-c", code]) == 0
 
 
 def test_changed_in_place(probe, tmp_path):

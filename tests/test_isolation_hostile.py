@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import spawnhelper
-from conftest import HERE, compile_c, needs_root
-from instruments.isolation import in_fork, make_public
+from conftest import HERE, compile_c, needs_root, open_fds
+from instruments.isolation import children_of, in_fork, make_public, reap_helpers
 from spawnhelper import Namespaces, SpawnError, Stage, _core, spawn
 
 pytestmark = needs_root
@@ -81,12 +82,12 @@ def test_a_stranger_on_our_number(how):
         number = process.fileno()
         os.close(number)
         other = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 9"], {})
-        stranger = os.pidfd_open(other)
-        assert stranger == number
+        stranger = os.dup2(os.pidfd_open(other), number)
         os.waitid(os.P_PID, other, os.WEXITED | os.WNOWAIT)
         if how == "reap":
             assert process.poll() is None
         elif how == "wait":
+            assert process.pidfd == -1
             assert process.poll() is None
             os.write(go, b"\n")
             assert process.wait(20) == 7
@@ -112,6 +113,76 @@ def test_a_stranger_on_our_number(how):
         if how == "reap":
             process.kill()
             process.wait()
+
+    in_fork(run)
+
+
+@pytest.mark.skipif(KERNEL < (6, 9), reason="all pidfds look alike before Linux 6.9")
+def test_a_stranger_on_the_number_of_a_holder():
+    """The holder of a command that was given away is looked for at every start."""
+
+    def run():
+        fds = open_fds()
+        (pid,) = spawn(["sleep", "60"], unshare_pid=True, returnpid=True)
+        (number,) = open_fds() - fds
+        os.close(number)
+        other = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 9"], {})
+        os.dup2(os.pidfd_open(other), number)
+        os.waitid(os.P_PID, other, os.WEXITED | os.WNOWAIT)
+        assert spawn("true") == 0
+        assert os.fstat(number)
+        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 9
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        reap_helpers()
+        assert children_of(os.getpid()) == []
+
+    in_fork(run)
+
+
+def await_text(path, text):
+    limit = time.monotonic() + 20
+    while not path.exists() or path.read_text() != text:
+        assert time.monotonic() < limit
+        os.sched_yield()
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_a_log_outlives_the_number(stranger, tmp_path):
+    """What is not our pidfd any more says nothing about the command's end."""
+
+    def run():
+        log = tmp_path / "log"
+        before = open_fds()
+        thread = threading.Thread(target=wait_with_log, args=(log,))
+        thread.start()
+        await_text(log, "one\n")
+        pidfds = {fd for fd in open_fds() - before if "pidfd" in os.readlink(f"/proc/self/fd/{fd}")}
+        (number,) = pidfds
+        os.close(number)
+        if stranger:
+            other = os.posix_spawn("/bin/true", ["true"], {})
+            os.dup2(os.pidfd_open(other), number)
+        pid = int((tmp_path / "pid").read_text())
+        os.kill(pid, signal.SIGUSR1)
+        await_text(log, "one\ntwo\n")
+        os.kill(pid, signal.SIGUSR1)
+        thread.join()
+        assert log.read_text() == "one\ntwo\nthree\n"
+        assert results.pop() == 3
+
+    results = []
+
+    def wait_with_log(log):
+        script = (
+            f"echo $$ >{tmp_path}/pid; next='echo two; next=\"echo three; exit 3\"'"
+            "; trap 'eval \"$next\"' USR1; echo one; while :; do read -r x <&3; done"
+        )
+        start, end = os.pipe()
+        keys = {0: 0, 1: 1, 2: 2, 3: start}
+        results.append(spawn(["sh", "-c", script], logfile=log, fd_pipes=keys))
+        os.close(start)
+        os.close(end)
 
     in_fork(run)
 

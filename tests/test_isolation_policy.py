@@ -26,6 +26,7 @@ from instruments.isolation import (
     needs_isolation,
     needs_pid_namespaces,
     sandbox,
+    skip_if_forced,
     unshare_keywords,
 )
 from spawnhelper import IsolationWarning, Namespaces, SpawnError, Stage, _core, spawn
@@ -98,6 +99,8 @@ def as_ordinary_user(function):
 @every_way
 @every_isolation
 def test_required_refuses(kinds, way):
+    skip_if_forced(way, kinds)
+
     def run():
         before = open_fds()
         for extra in ({}, {"returnproc": True}, {"returnpid": True}, {"pre_exec": int}):
@@ -129,6 +132,8 @@ def check_notes(notes, kinds):
 @every_way
 @every_isolation
 def test_best_effort_runs_with_notes_and_one_warning(probe, kinds, way):
+    skip_if_forced(way, kinds)
+
     def run():
         plain = probe.report()
         with warnings.catch_warnings(record=True) as caught:
@@ -178,6 +183,7 @@ def test_every_mode_warns_once():
 
 
 @pytest.mark.core
+@needs_pid_namespaces
 def test_a_warning_that_is_an_error_leaves_nothing():
     def run():
         before = open_fds()

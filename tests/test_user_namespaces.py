@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from conftest import HERE, NOBODY, compile_c, needs_root
+from instruments.isolation import needs_pid_namespaces, skip_if_forced
 from spawnhelper import Namespaces, SpawnError, Stage, spawn
 from test_isolation import check_report, every_combination
 
@@ -26,7 +27,11 @@ pytestmark = needs_user_namespaces
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("isolation", [{}, EVERYTHING], ids=["alone", "everything"])
+@pytest.mark.parametrize(
+    "isolation",
+    [{}, pytest.param(EVERYTHING, marks=needs_pid_namespaces)],
+    ids=["alone", "everything"],
+)
 def test_the_caller_is_itself(probe, isolation):
     plain, inside = probe.report(), probe.report(unshare_user=True, **isolation)
     uid, gid = os.geteuid(), os.getegid()
@@ -36,7 +41,11 @@ def test_the_caller_is_itself(probe, isolation):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("isolation", [{}, EVERYTHING], ids=["alone", "everything"])
+@pytest.mark.parametrize(
+    "isolation",
+    [{}, pytest.param(EVERYTHING, marks=needs_pid_namespaces)],
+    ids=["alone", "everything"],
+)
 def test_the_caller_is_root_inside(probe, isolation):
     inside = probe.report(unshare_user="root", **isolation)
     assert inside["uids"] == inside["gids"] == [0, 0, 0]
@@ -48,6 +57,7 @@ def test_the_caller_is_root_inside(probe, isolation):
 @every_combination
 def test_table(probe, kinds, way):
     """Isolation's table of combinations, for whoever runs the tests."""
+    skip_if_forced(way, kinds)
     plain = probe.report()
     if way == "one-shot":
         report = probe.report(unshare_user=True, **{f"unshare_{kind}": True for kind in kinds})
@@ -65,6 +75,7 @@ def test_table(probe, kinds, way):
 
 
 @pytest.mark.core
+@needs_pid_namespaces
 def test_a_set_with_a_user_namespace(probe):
     with Namespaces(user=True, net=True, ipc=True, pid=True) as box:
         first, second = probe.report(namespaces=box), probe.report(namespaces=box)
@@ -93,6 +104,7 @@ def test_the_words_that_user_knows():
 
 
 @pytest.mark.core
+@needs_pid_namespaces
 def test_a_fork_of_python_cannot_enter_a_user_namespace_for_its_children():
     with pytest.raises(ValueError, match="pre_exec"):
         spawn("true", unshare_user=True, unshare_pid=True, pre_exec=print)
@@ -102,6 +114,7 @@ def test_a_fork_of_python_cannot_enter_a_user_namespace_for_its_children():
 
 @pytest.mark.core
 @pytest.mark.parametrize("keywords", [{"unshare_user": "root", **EVERYTHING}, {"entered": True}])
+@needs_pid_namespaces
 def test_the_dumpable_flag_is_kept(keywords):
     before = libc.prctl(PR_GET_DUMPABLE)
     if "entered" in keywords:
@@ -113,6 +126,7 @@ def test_the_dumpable_flag_is_kept(keywords):
 
 
 @needs_root
+@needs_pid_namespaces
 def test_the_root_of_a_set_cannot_read_our_memory(public_dir):
     """Whoever enters a user namespace is within reach of its root (ptrace(2))."""
     program = compile_c(HERE / "instruments" / "thief.c", public_dir / "inner-thief")
@@ -130,6 +144,7 @@ def test_the_root_of_a_set_cannot_read_our_memory(public_dir):
 
 
 @needs_root
+@needs_pid_namespaces
 def test_everything_as_an_ordinary_user(probe):
     """Ids are dropped for good first: what remains are the rights of that user."""
     code = (

@@ -97,6 +97,7 @@ int sh_reap(struct sh_process *process);
 int sh_reap_now(struct sh_process *process);
 int sh_finish(struct sh_process *process);
 int sh_hold(struct sh_process *process);
+int sh_pidfd(struct sh_process *process);
 void sh_release_hold(struct sh_process *process);
 int sh_copy_pidfd(struct sh_process *process);
 void *sh_allocate(size_t size);

@@ -199,7 +199,7 @@ def _complete_c(request: Request) -> tuple[Any, Any]:
     c, alive = _to_c(request.options)
     argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
     c.argv, c.argc, c.env, c.envc = argv_c, request.argc, env_c, request.envc
-    file_c = c.file
+    file_c = _NULL
     if request.other_file is not None:
         c.file = file_c = _from_buffer(request.other_file)
     if request.set is not None:
@@ -273,7 +273,7 @@ def start(request: Request, handle: Handle) -> None:
 
 
 def finish_run(handle: Handle, log: Log | None) -> int:
-    """What ``run`` does after the start."""
+    """Wait until it has ended, and copy its output: the returncode."""
     if log is not None:
         lib.sh_log_started(log)
     wait(handle, None, log)
@@ -395,7 +395,8 @@ def is_ended(handle: Handle) -> bool:
 
 def pidfd(handle: Handle) -> int:
     """The descriptor, or -1."""
-    return handle.pidfd or -1 if handle.state == _RUNNING else -1
+    fd: int = lib.sh_pidfd(handle)
+    return fd
 
 
 def hold(handle: Handle) -> int:

@@ -24,12 +24,14 @@ from ._request import (
 )
 
 _NOT_ISOLATED = Isolation()
-# What is kept for later calls must not change, and its == must be Python's own.
+# What is kept for later calls must not change, and its == must be Python's own; so types
+# are compared first. (0.0 is 0, but no uid; b"" == "" may raise.)
 _CONSTANTS = frozenset((type(None), bool, int, str, bytes, PosixPath))
 _DEFAULTS = (
     *(True, None, None, False, None, None, None, None, None),
     *(False, False, False, False, None, "required", False, False),
 )
+_DEFAULT_TYPES = list(map(type, _DEFAULTS))
 
 
 def _enter(namespaces: object, unshare: bool | Literal["root"]) -> Namespaces:
@@ -67,17 +69,16 @@ def _make_isolation(
 
 def _find_options(given: tuple[Any, ...]) -> Options:
     """What ``spawn()``'s keywords ask for; those of the last call are known."""
+    types = list(map(type, given))
     options: Options
-    last, ids, options = _state.given_options
-    if given == last and (ids is None or list(map(type, given)) == ids):
+    last, last_types, options = _state.given_options
+    if types == last_types and given == last:
         return options
     lookup, cwd, fds, close_fds, uid, gid, groups, umask, pre_exec, *isolation = given
     wanted = _make_isolation(*isolation)
     options = make_options(lookup, cwd, fds, close_fds, uid, gid, groups, umask, pre_exec, wanted)
-    types = list(map(type, given))
     if _CONSTANTS.issuperset(types):
-        has_ids = (uid, gid, groups, umask) != (None,) * 4  # 0.0 is 0, but no uid
-        _state.given_options = given, types if has_ids else None, options
+        _state.given_options = given, types, options
     return options
 
 
@@ -395,7 +396,8 @@ def spawn(
         unshare_user,
         in_pid if start_new_session is None else start_new_session,
     )
-    options = PLAIN if given == _DEFAULTS else _find_options(given)
+    plain = list(map(type, given)) == _DEFAULT_TYPES and given == _DEFAULTS
+    options = PLAIN if plain else _find_options(given)
     request = make_request(mycommand, env, opt_name, options, entered)
     if not returnpid and not returnproc:
         if logfile is None and options.runs_in_c:

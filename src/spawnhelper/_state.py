@@ -16,6 +16,6 @@ Cached = tuple[dict[Any, Any], tuple[bytes, int]]
 inherited_env: Cached = ({}, (b"", 0))
 given_env: Cached = ({}, (b"", 0))
 
-# (arguments, their types if that matters, what was made of them) of the last
+# (arguments, their types, what was made of them) of the last
 # call with other options than the defaults, for the same reason and likewise.
-given_options: tuple[tuple[Any, ...], list[type] | None, Any] = ((), None, None)
+given_options: tuple[tuple[Any, ...], list[type], Any] = ((), [], None)

@@ -54,6 +54,12 @@ needs_isolation = pytest.mark.skipif(
 needs_pid_namespaces = pytest.mark.skipif(FORCED, reason="forced mode without pid namespaces")
 
 
+def skip_if_forced(way: str, kinds: tuple[str, ...]) -> None:
+    """A set and a pid namespace have a holder, which needs pidfds and a real vfork."""
+    if FORCED and (way == "reused" or "pid" in kinds):
+        pytest.skip("forced mode without pid namespaces")
+
+
 def check(result: int, what: str) -> None:
     if result != 0:
         error = ctypes.get_errno()
