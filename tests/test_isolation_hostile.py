@@ -150,39 +150,32 @@ def await_text(path, text):
 @pytest.mark.parametrize("stranger", [False, True])
 def test_a_log_outlives_the_number(stranger, tmp_path):
     """What is not our pidfd any more says nothing about the command's end."""
+    log = tmp_path / "log"
+    script = "echo one; read x; echo two; read x; echo three; exit 3"
 
     def run():
-        log = tmp_path / "log"
         before = open_fds()
-        thread = threading.Thread(target=wait_with_log, args=(log,))
+        start, go = os.pipe()
+        results = []
+
+        def wait():
+            fds = {0: start, 1: 1, 2: 2}
+            results.append(spawn(["sh", "-c", script], logfile=log, fd_pipes=fds))
+
+        thread = threading.Thread(target=wait)
         thread.start()
         await_text(log, "one\n")
-        pidfds = {fd for fd in open_fds() - before if "pidfd" in os.readlink(f"/proc/self/fd/{fd}")}
-        (number,) = pidfds
+        names = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds() - before}
+        (number,) = (fd for fd, name in names.items() if "pidfd" in name)
         os.close(number)
         if stranger:
             other = os.posix_spawn("/bin/true", ["true"], {})
             os.dup2(os.pidfd_open(other), number)
-        pid = int((tmp_path / "pid").read_text())
-        os.kill(pid, signal.SIGUSR1)
-        await_text(log, "one\ntwo\n")
-        os.kill(pid, signal.SIGUSR1)
+        for text in ("one\ntwo\n", "one\ntwo\nthree\n"):
+            os.write(go, b"\n")
+            await_text(log, text)
         thread.join()
-        assert log.read_text() == "one\ntwo\nthree\n"
-        assert results.pop() == 3
-
-    results = []
-
-    def wait_with_log(log):
-        script = (
-            f"echo $$ >{tmp_path}/pid; next='echo two; next=\"echo three; exit 3\"'"
-            "; trap 'eval \"$next\"' USR1; echo one; while :; do read -r x <&3; done"
-        )
-        start, end = os.pipe()
-        keys = {0: 0, 1: 1, 2: 2, 3: start}
-        results.append(spawn(["sh", "-c", script], logfile=log, fd_pipes=keys))
-        os.close(start)
-        os.close(end)
+        assert results == [3]
 
     in_fork(run)
 
