@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -233,17 +234,31 @@ def open_fds() -> set[int]:
     return fds
 
 
+def await_threads(known: set[str]) -> None:
+    """Until the threads that have ended are gone for the kernel too.
+
+    Thread.join() returns a little earlier. Until then /proc lists the thread, and
+    os.fork() warns of it.
+    """
+    deadline = time.monotonic() + 10
+    while not set(os.listdir("/proc/self/task")) <= known:
+        assert time.monotonic() < deadline, "a thread was left behind"
+        os.sched_yield()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request):
-    """No child, no descriptor, no changed mask, after every test."""
+    """No child, no descriptor, no thread, no changed mask, after every test."""
     import signal
 
     if request.node.get_closest_marker("leaves_helpers"):
         yield
         return
     before = open_fds(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    threads = set(os.listdir("/proc/self/task"))
     yield
     gc.collect()
+    await_threads(threads)
     after = open_fds(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert after == before
     with pytest.raises(ChildProcessError):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from conftest import HERE, ROOT, compile_c, open_fds
+from conftest import HERE, ROOT, await_threads, compile_c, open_fds
 from instruments.isolation import (
     COMBINATIONS,
     KINDS,
@@ -152,11 +152,13 @@ def run_threads(work):
         except BaseException as error:
             errors.append(error)
 
+    known = set(os.listdir("/proc/self/task"))
     threads = [threading.Thread(target=guarded) for _ in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    await_threads(known)
     assert errors == []
 
 

@@ -33,11 +33,15 @@ strikes = pytest.mark.skipif(sys.version_info < (3, 11), reason="striking breaks
 
 def children() -> set[int]:
     """Every child of this process, zombies included."""
-    found = set()
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            found |= {int(pid) for pid in file.read().split()}
-    return found
+    while True:
+        found = set()
+        try:
+            for task in os.listdir("/proc/self/task"):
+                with open(f"/proc/self/task/{task}/children") as file:
+                    found |= {int(pid) for pid in file.read().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread ended, and its children are another one's now
+        return found
 
 
 def end_dropped():
