@@ -61,7 +61,10 @@ static void enter_child(void *argument) {
 }
 
 /* No exit signal: a child that fails before exec raises no SIGCHLD and is
- * invisible to other people's waitpid(-1). exec makes it SIGCHLD (execve(2)). */
+ * invisible to other people's waitpid(-1). exec makes it SIGCHLD (execve(2)).
+ * Such a child without CLONE_VFORK is a thread to a tracer (PTRACE_EVENT_CLONE,
+ * ptrace(2)), and gdb loses the program when it execs; so we are suspended even
+ * when we wait for its end anyway. */
 static long by_clone3(struct sh_orders *orders, uint64_t flags, int *pidfd) {
     struct sh_clone_args args = {
         .flags = flags | CLONE_VFORK | SH_CLONE_CLEAR_SIGHAND,

@@ -215,6 +215,26 @@ def test_equal_is_not_the_same():
             spawn("true", **bad)
 
 
+@pytest.mark.parametrize("wrong", [{0: 0, 1: 1, 2: 2.0}, {0.0: 0, 1: 1, 2: 2}])
+def test_equal_maps_are_not_the_same(wrong):
+    for _ in range(2):
+        assert spawn("true", fd_pipes={0: 0, 1: 1, 2: 2}) == 0
+        with pytest.raises(TypeError):
+            spawn("true", fd_pipes=wrong)
+
+
+@needs_root
+def test_equal_groups_are_not_the_same(probe):
+    for good, bad in (([5], [5.0]), ((5, 6), (5, 6.0)), ([1], [1j])):
+        assert probe.report(groups=good)["groups"] == list(good)
+        with pytest.raises(TypeError):
+            spawn("true", groups=bad)
+    # The same numbers, but in other places.
+    fds = {0: 0, 1: 1, 2: 2}
+    assert probe.report(fd_pipes=fds | {5: 0, 7: 0}, groups=[])["groups"] == []
+    assert probe.report(fd_pipes=fds, groups=[5, 7, 0, 0])["groups"] == [0, 0, 5, 7]
+
+
 class Elsewhere(type(Path())):
     def __fspath__(self):
         return "/usr"

@@ -179,7 +179,7 @@ def test_every_instruction(scenario):
 def test_seeded_bug_is_caught(monkeypatch):
     """A start that hands its child over in two steps."""
 
-    def run(_request):
+    def run(*_given):
         pid = os.posix_spawn("/bin/true", ["true"], {})
         handle = _core.new_handle()  # struck here, the child has no owner
         return os.waitpid(pid, 0)[1] + (handle is None)

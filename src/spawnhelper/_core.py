@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
 from signal import SIGTERM
 from time import monotonic
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from . import _errors
 from ._errors import Note
 from ._fds import FdMap
-from ._request import PLAIN, Isolation, Options, Request
+from ._request import Isolation, Options, Packed, Request
 from ._spawnhelper import ffi, lib
 from ._stages import Stage
 
@@ -23,6 +24,7 @@ _FDS = ffi.typeof("struct sh_fdpair[]")
 _IDS = ffi.typeof("uint32_t[]")
 _new = ffi.new
 _from_buffer = ffi.from_buffer
+_run_packed = lib.sh_run_packed
 _NULL = ffi.NULL
 _NEW: int = lib.SH_NEW
 _RUNNING: int = lib.SH_RUNNING
@@ -70,6 +72,7 @@ avoid(os.environ.get("SPAWNHELPER_AVOID", ""))
 
 _STANDARD_FDS = _new(_FDS, [(0, 0), (1, 1), (2, 2)])
 
+_NOT_ISOLATED = Isolation()
 _LONGEST = 2.0**32  # seconds that fit int64_t nanoseconds; a longer wait is repeated
 
 Handle = Any  # struct sh_process *: C fills it in, while signals are blocked
@@ -88,7 +91,7 @@ def new_handle() -> Handle:
 
 # Handles of waiting calls that are over. To make and to free one costs more
 # right after a child, when caches are cold, than all else that Python does then.
-_spare: list[Handle] = []
+_spare: deque[Handle] = deque(maxlen=16)
 
 
 def borrow_handle() -> Handle:
@@ -101,8 +104,7 @@ def borrow_handle() -> Handle:
 
 def give_back(handle: Handle) -> None:
     """The borrowed handle's child is reaped, and the caller never looks at it again."""
-    if len(_spare) < _MOST_SPARE:
-        _spare.append(handle)
+    _spare.append(handle)
 
 
 def keep(handle: Handle) -> None:
@@ -142,9 +144,10 @@ def _isolation_flags(isolation: Isolation) -> int:
 
 def _to_c(options: Options) -> tuple[Any, Any]:
     """The options as C reads them, and what must live as long."""
-    lookup, cwd, fds, close_fds, uid, gid, groups, umask, _, isolation, _ = options
-    flags = _LOOKUP if lookup else 0
-    if close_fds:
+    cwd, fds, uid, gid = options.cwd, options.fds, options.uid, options.gid
+    groups, umask, isolation = options.groups, options.umask, options.isolation
+    flags = _LOOKUP if options.lookup else 0
+    if options.close_fds:
         flags |= lib.SH_CLOSE_FDS
     if fds is None:
         flags |= lib.SH_STANDARD_FDS
@@ -173,25 +176,11 @@ def _to_c(options: Options) -> tuple[Any, Any]:
     return c, (cwd_c, pairs, groups_c, cgroup_c)
 
 
-_PLAIN_C, _ = _to_c(PLAIN)
-_NOT_ISOLATED = Isolation()
-
-# (options, their C form, what must live as long) of the last call: a build farm
-# gives the same thousands of times. Replaced as a whole, and never changed.
-_last_c: tuple[Options, Any, Any] = (PLAIN, _PLAIN_C, None)
-
-
 def _cached_c(options: Options) -> tuple[Any, Any]:
-    """As ``_to_c``; not for options with ``pre_exec``, whose == is not ours to call."""
-    global _last_c
-    if options is PLAIN:
-        return _PLAIN_C, None
-    last = _last_c
-    if options == last[0]:
-        return last[1], last[2]
-    c, alive = _to_c(options)
-    _last_c = options, c, alive
-    return c, alive
+    """As ``_to_c``, once for the same options: a build farm gives them thousands of times."""
+    made: tuple[Any, Any] = _to_c(options)
+    options.c = made
+    return made
 
 
 def _complete_c(request: Request) -> tuple[Any, Any]:
@@ -260,15 +249,14 @@ def start(request: Request, handle: Handle) -> None:
     Raises:
         SpawnError: it was not; nothing is left.
     """
-    argv, argc, env, envc, options, _, file, entered = request
+    argv, argc, env, envc, _, file, options, entered = request
     if options.pre_exec is not None:
         _start_with_python(request, handle)
         return
-    last = _last_c
-    c, _alive = (last[1], last[2]) if options is last[0] else _cached_c(options)
+    c = options.c or _cached_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
-    if lib.sh_start_packed(c, file_c, argv, argc, env, envc, set_c, handle) < 0:
+    if lib.sh_start_packed(c[0], file_c, argv, argc, env, envc, set_c, handle) < 0:
         raise _failure(request, handle)
 
 
@@ -280,22 +268,27 @@ def finish_run(handle: Handle, log: Log | None) -> int:
     return returncode(handle)
 
 
-def run(request: Request) -> int:
-    """Start a command without pre_exec, and wait, in one call without the GIL: the returncode."""
-    argv, argc, env, envc, options, _, file, entered = request
-    last = _last_c
-    c, _alive = (last[1], last[2]) if options is last[0] else _cached_c(options)
+def run(packed: Packed, options: Options, entered: Any) -> int:
+    """Start a command without pre_exec, and wait, in one call without the GIL: the returncode.
+
+    Each object and each call here costs ten times its usual price: caches are cold.
+    """
+    argv, argc, env, envc, _, file = packed
+    c = options.c or _cached_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
-    handle = borrow_handle()
     try:
-        done: int = lib.sh_run_packed(c, file_c, argv, argc, env, envc, set_c, handle)
+        handle = _spare.pop()
+    except IndexError:
+        handle = new_handle()
+    try:
+        done: int = _run_packed(c[0], file_c, argv, argc, env, envc, set_c, handle)
         if done <= 0:
-            return _finish_interrupted(request, handle, -done)
+            return _finish_interrupted(Request(*packed, options, entered), handle, -done)
     except BaseException:
         end(handle)
         raise
-    give_back(handle)
+    _spare.append(handle)
     number = (done - 1) & 0x7F
     return -number if number else (done - 1) >> 8
 
@@ -360,7 +353,6 @@ def phase(handle: Handle) -> int:
 
 
 _GRACE_SECONDS = 1.0
-_MOST_SPARE = 16
 
 
 def end(handle: Handle) -> None:

@@ -32,36 +32,67 @@ class Isolation(NamedTuple):
     new_session: bool = False
 
 
-class Options(NamedTuple):
-    """What is asked for besides the command and its environment."""
+class Options:
+    """What is asked for besides the command and its environment; never changed."""
 
-    lookup: bool = True
-    cwd: bytes | None = None
-    fds: FdMap | None = None  # None: 0, 1 and 2 as far as they are open
-    close_fds: bool = False
-    uid: int | None = None
-    gid: int | None = None
-    groups: Sequence[int] | None = None
-    umask: int | None = None
-    pre_exec: Callable[[], object] | None = None
-    isolation: Isolation | None = None
-    runs_in_c: bool = True  # from start to end; without pre_exec, or a warning in between
+    __slots__ = (
+        *("lookup", "cwd", "fds", "close_fds", "uid", "gid", "groups", "umask", "pre_exec"),
+        *("isolation", "runs_in_c", "c"),
+    )
+
+    def __init__(
+        self,
+        lookup: bool = True,
+        cwd: bytes | None = None,
+        fds: FdMap | None = None,  # None: 0, 1 and 2 as far as they are open
+        close_fds: bool = False,
+        uid: int | None = None,
+        gid: int | None = None,
+        groups: Sequence[int] | None = None,
+        umask: int | None = None,
+        pre_exec: Callable[[], object] | None = None,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self.lookup = lookup
+        self.cwd = cwd
+        self.fds = fds
+        self.close_fds = close_fds
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.umask = umask
+        self.pre_exec = pre_exec
+        self.isolation = isolation
+        # From start to end; without pre_exec, or a warning in between.
+        self.runs_in_c = pre_exec is None and not (isolation and isolation.best_effort)
+        self.c: Any = None  # _core keeps its form of them here
+
+    def with_fds(self, fds: FdMap) -> Options:
+        """The same with another fd map."""
+        return Options(
+            *(self.lookup, self.cwd, fds, self.close_fds, self.uid, self.gid),
+            *(self.groups, self.umask, self.pre_exec, self.isolation),
+        )
 
 
 PLAIN = Options()
 
+# Of a command: argv, argc, env, envc, the program as the caller gave it, and its name or
+# path if that is not argv[0]; argv and env as the C core takes them, NUL-separated.
+Packed = tuple[bytes, int, bytes, int, Argument, bytes | None]
+
 
 class Request(NamedTuple):
-    """What is to be started; argv and env as the C core takes them, NUL-separated."""
+    """What is to be started: a packed command, and how."""
 
     argv: bytes
     argc: int
     env: bytes
     envc: int
+    program: Argument
+    other_file: bytes | None
     options: Options
-    program: str | bytes | os.PathLike[str] | os.PathLike[bytes]  # as the caller gave it
-    other_file: bytes | None = None  # the program, if it is not argv[0]
-    set: Any = None  # a prepared set to enter, as _core knows it
+    set: Any  # a prepared set to enter, as _core knows it
 
     @property
     def file(self) -> bytes:
@@ -71,12 +102,11 @@ class Request(NamedTuple):
 
     def with_fds(self, fds: FdMap) -> Request:
         """The same with another fd map."""
-        return self._replace(options=self.options._replace(fds=fds))
+        return self._replace(options=self.options.with_fds(fds))
 
 
 # os.fsencode() does the same after a check that costs as much again.
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-_make_tuple = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
 
 def encode(value: Argument, what: str) -> bytes:
@@ -91,22 +121,12 @@ def encode(value: Argument, what: str) -> bytes:
     return encoded
 
 
-def _join(strings: Sequence[Argument], what: str) -> bytes:
-    try:
-        packed = "\0".join(strings).encode(_ENCODING, _ERRORS)  # type: ignore[arg-type]
-    except TypeError:
-        packed = b"\0".join([encode(string, what) for string in strings])
-    if packed.count(0) != len(strings) - 1:
-        raise ValueError(f"{what}: embedded NUL")
-    return packed
-
-
 def _to_words(command: Command) -> Sequence[Argument]:
     if isinstance(command, str):
         return command.split()
     if isinstance(command, (bytes, bytearray, os.PathLike)):
         raise TypeError("command: expected str or a sequence of arguments; wrap one in a list")
-    return list(command)
+    return command
 
 
 def _pack(env: Mapping[Any, Any]) -> tuple[bytes, int]:
@@ -142,7 +162,10 @@ def pack_env(env: Env | None) -> tuple[bytes, int]:
     current: Any
     if env is None or env is os.environ:
         # The bytes that os.environ itself keeps; os.environ decodes at every access.
-        current = getattr(os.environ, "_data", os.environ)
+        try:
+            current = os.environ._data  # type: ignore[attr-defined]
+        except AttributeError:  # replaced by another mapping
+            current = os.environ
         cached = _state.inherited_env
         if current == cached[0]:
             return cached[1]
@@ -210,8 +233,34 @@ def make_options(
         None if umask is None else _to_id(umask, "umask", 0o777),
         pre_exec,
         isolation,
-        pre_exec is None and not (isolation is not None and isolation.best_effort),
     )
+
+
+def pack(command: Command, env: Env | None = None, opt_name: str | bytes | None = None) -> Packed:
+    """Check and encode. The arguments are those of ``spawn()``.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has an impossible value.
+    """
+    words: list[Any] = [*(command if type(command) is list else _to_words(command))]
+    if not words:
+        raise ValueError("command: empty")
+    program, file = words[0], None
+    if opt_name is not None:
+        file = encode(program, "command")
+        words[0] = opt_name
+    try:
+        argv = "\0".join(words).encode(_ENCODING, _ERRORS)
+    except TypeError:
+        argv = b"\0".join([encode(word, "command") for word in words])
+    argc = argv.count(0) + 1
+    if argc != len(words):
+        raise ValueError("command: embedded NUL")
+    if not ((argv and argv[0]) if file is None else file):
+        raise ValueError("command: the program's name is empty")
+    env_packed, envc = pack_env(env)
+    return argv, argc, env_packed, envc, program, file
 
 
 def make_request(
@@ -221,22 +270,5 @@ def make_request(
     options: Options = PLAIN,
     entered: Any = None,
 ) -> Request:
-    """Check and encode. The arguments are those of ``spawn()``; ``entered`` is a prepared set.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: an argument has an impossible value.
-    """
-    words = command[:] if type(command) is list else _to_words(command)
-    if not words:
-        raise ValueError("command: empty")
-    first = words[0]
-    file = None
-    if opt_name is not None:
-        file = encode(first, "command")
-        words = [opt_name, *words[1:]]
-    argv = _join(words, "command")
-    if not (argv if file is None else file) or (file is None and argv[0] == 0):
-        raise ValueError("command: the program's name is empty")
-    env_packed, envc = pack_env(env)
-    return _make_tuple(Request, (argv, len(words), env_packed, envc, options, first, file, entered))
+    """``pack()``, and how to start it; ``entered`` is a prepared set."""
+    return Request(*pack(command, env, opt_name), options, entered)

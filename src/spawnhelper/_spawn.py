@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import is_
 from pathlib import PosixPath
 from typing import Any, Literal, SupportsIndex, overload
 
@@ -11,7 +12,6 @@ from ._log import LogPipe
 from ._namespaces import IsolationPolicy, Namespaces, to_best_effort, to_user, warn
 from ._process import Process
 from ._request import (
-    PLAIN,
     Argument,
     Command,
     Env,
@@ -20,18 +20,14 @@ from ._request import (
     Request,
     encode,
     make_options,
-    make_request,
+    pack,
 )
 
 _NOT_ISOLATED = Isolation()
 # What is kept for later calls must not change, and its == must be Python's own; so types
 # are compared first. (0.0 is 0, but no uid; b"" == "" may raise.)
-_CONSTANTS = frozenset((type(None), bool, int, str, bytes, PosixPath))
-_DEFAULTS = (
-    *(True, None, None, False, None, None, None, None, None),
-    *(False, False, False, False, None, "required", False, False),
-)
-_DEFAULT_TYPES = list(map(type, _DEFAULTS))
+_CONSTANTS = frozenset((type(None), bool, int, str, bytes, PosixPath, object))
+_MAP, _LIST = object(), object()  # stand for fd_pipes and groups, which may change
 
 
 def _enter(namespaces: object, unshare: bool | Literal["root"]) -> Namespaces:
@@ -67,18 +63,40 @@ def _make_isolation(
     return None if wanted == _NOT_ISOLATED else wanted
 
 
+def _to_key(fds: Any, groups: Any, others: Iterable[Any]) -> tuple[Any, ...]:
+    """The options as values that can be kept and compared; the map and the list are copies."""
+    numbers: tuple[Any, ...] = ()
+    if type(fds) is dict:
+        numbers = (len(fds), *fds, *fds.values())
+        fds = _MAP
+    if type(groups) is tuple:
+        numbers += groups
+        groups = _LIST
+    return fds, groups, *others, *numbers
+
+
 def _find_options(given: tuple[Any, ...]) -> Options:
-    """What ``spawn()``'s keywords ask for; those of the last call are known."""
-    types = list(map(type, given))
+    """What ``spawn()``'s keywords ask for, from the last call with equal ones if it can be."""
+    fds, groups, *others = given
+    key = given
+    if fds is not None or groups is not None:
+        fds = fds.copy() if type(fds) is dict else fds
+        groups = tuple(groups) if type(groups) is list else groups
+        key = _to_key(fds, groups, others)
+    types = list(map(type, key))
     options: Options
-    last, last_types, options = _state.given_options
-    if types == last_types and given == last:
-        return options
-    lookup, cwd, fds, close_fds, uid, gid, groups, umask, pre_exec, *isolation = given
-    wanted = _make_isolation(*isolation)
-    options = make_options(lookup, cwd, fds, close_fds, uid, gid, groups, umask, pre_exec, wanted)
-    if _CONSTANTS.issuperset(types):
-        _state.given_options = given, types, options
+    last, last_types, options = _state.equal_options
+    if types != last_types or key != last:
+        lookup, cwd, close_fds, uid, gid, umask, pre_exec, *rest = others
+        wanted = _make_isolation(*rest)
+        options = make_options(
+            lookup, cwd, fds, close_fds, uid, gid, groups, umask, pre_exec, wanted
+        )
+        if not _CONSTANTS.issuperset(types):
+            return options
+        _state.equal_options = key, types, options
+    if key is given:
+        _state.last_options = given, options
     return options
 
 
@@ -378,13 +396,13 @@ def spawn(
             "cannot run in a pid namespace inside one"
         )
     given = (
+        fd_pipes,
+        groups,
         path_lookup,
         cwd,
-        fd_pipes,
         close_fds,
         uid,
         gid,
-        groups,
         umask,
         pre_exec,
         unshare_net,
@@ -396,12 +414,15 @@ def spawn(
         unshare_user,
         in_pid if start_new_session is None else start_new_session,
     )
-    plain = list(map(type, given)) == _DEFAULT_TYPES and given == _DEFAULTS
-    options = PLAIN if plain else _find_options(given)
-    request = make_request(mycommand, env, opt_name, options, entered)
-    if not returnpid and not returnproc:
-        if logfile is None and options.runs_in_c:
-            return _core.run(request)
+    last, options = _state.last_options
+    if not all(map(is_, given, last)):
+        options = _find_options(given)
+    packed = pack(mycommand, env, opt_name)
+    waits = not returnpid and not returnproc
+    if waits and logfile is None and options.runs_in_c:
+        return _core.run(packed, options, entered)
+    request = Request(*packed, options, entered)
+    if waits:
         return _run(request, logfile)
     process = Process(request.argv, _core.new_handle())
     try:

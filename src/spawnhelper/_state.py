@@ -16,6 +16,7 @@ Cached = tuple[dict[Any, Any], tuple[bytes, int]]
 inherited_env: Cached = ({}, (b"", 0))
 given_env: Cached = ({}, (b"", 0))
 
-# (arguments, their types, what was made of them) of the last
-# call with other options than the defaults, for the same reason and likewise.
-given_options: tuple[tuple[Any, ...], list[type], Any] = ((), [], None)
+# What was made of the last call's options, likewise, under the arguments themselves...
+last_options: tuple[tuple[Any, ...], Any] = ((object(),), None)
+# ... and of the last other than the defaults, under their values and types.
+equal_options: tuple[tuple[Any, ...], list[type], Any] = ((), [], None)
