@@ -103,8 +103,8 @@ ROWS = [
         "encoding of arguments, environment and PATH",
         "test_history.py::test_10_undecodable_bytes",
         "src/spawnhelper/_request.py",
-        'packed = "\\0".join(strings).encode(_ENCODING, _ERRORS)',
-        'packed = "\\0".join(strings).encode(_ENCODING, "replace")',
+        'argv = "\\0".join(words).encode(_ENCODING, _ERRORS)',
+        'argv = "\\0".join(words).encode(_ENCODING, "replace")',
     ),
     Row(
         11,
@@ -264,8 +264,8 @@ ROWS = [
         "polling for the end: 100 ms for each start",
         "test_history.py::test_30_no_polling",
         CORE,
-        "        done: int = lib.sh_run_packed(",
-        '        __import__("time").sleep(0.1)\n        done: int = lib.sh_run_packed(',
+        "        done: int = _run_packed(",
+        '        __import__("time").sleep(0.1)\n        done: int = _run_packed(',
     ),
     Row(
         31,

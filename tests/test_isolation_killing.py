@@ -279,7 +279,7 @@ def check_timeout(process):
     start = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.1)
-    assert 0.1 <= time.monotonic() - start < 1
+    assert 0.1 <= time.monotonic() - start < 5
 
 
 @every_way
