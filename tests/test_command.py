@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import needs_root
-from spawnhelper import CommandNotFound, SpawnError, Stage, spawn
+from spawnhelper import CommandNotFound, SpawnError, Stage, _core, spawn
 
 pytestmark = pytest.mark.core
 
@@ -229,10 +229,31 @@ def test_equal_groups_are_not_the_same(probe):
         assert probe.report(groups=good)["groups"] == list(good)
         with pytest.raises(TypeError):
             spawn("true", groups=bad)
-    # The same numbers, but in other places.
-    fds = {0: 0, 1: 1, 2: 2}
-    assert probe.report(fd_pipes=fds | {5: 0, 7: 0}, groups=[])["groups"] == []
-    assert probe.report(fd_pipes=fds, groups=[5, 7, 0, 0])["groups"] == [0, 0, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (({0: 0, 1: 1, 2: 2, 5: 0}, []), ({0: 5, 1: 0, 2: 1}, [2, 0])),
+        ((None, [1, 5, 6]), ({5: 6}, [])),
+        ((None, []), (None, None)),
+        (({}, None), (None, None)),
+    ],
+)
+def test_the_same_numbers_in_other_places(monkeypatch, first, second):
+    taken = []
+    monkeypatch.setattr(
+        _core, "run", lambda _packed, options, _set: taken.append((options.fds, options.groups))
+    )
+    for fds, groups in (first, second, first, (None, None), second):
+        spawn("true", fd_pipes=fds, groups=groups, umask=0o22)
+        assert taken.pop() == (fds, groups)
+
+
+@pytest.mark.parametrize("command", [None, 5])
+def test_no_sequence(command):
+    with pytest.raises(TypeError, match="not iterable"):
+        spawn(command)
 
 
 class Elsewhere(type(Path())):

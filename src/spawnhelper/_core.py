@@ -1,4 +1,4 @@
-"""The only module that touches cffi: Request in, struct sh_process out."""
+"""The only module that touches cffi: what to start in, struct sh_process or its status out."""
 
 from __future__ import annotations
 
@@ -176,9 +176,9 @@ def _to_c(options: Options) -> tuple[Any, Any]:
     return c, (cwd_c, pairs, groups_c, cgroup_c)
 
 
-def _cached_c(options: Options) -> tuple[Any, Any]:
-    """As ``_to_c``, once for the same options: a build farm gives them thousands of times."""
-    made: tuple[Any, Any] = _to_c(options)
+def _make_c(options: Options) -> tuple[Any, Any]:
+    """``_to_c``, kept with the options: a build farm gives the same thousands of times."""
+    made = _to_c(options)
     options.c = made
     return made
 
@@ -253,7 +253,7 @@ def start(request: Request, handle: Handle) -> None:
     if options.pre_exec is not None:
         _start_with_python(request, handle)
         return
-    c = options.c or _cached_c(options)
+    c = options.c or _make_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
     if lib.sh_start_packed(c[0], file_c, argv, argc, env, envc, set_c, handle) < 0:
@@ -271,12 +271,17 @@ def finish_run(handle: Handle, log: Log | None) -> int:
 def run(packed: Packed, options: Options, entered: Any) -> int:
     """Start a command without pre_exec, and wait, in one call without the GIL: the returncode.
 
-    Each object and each call here costs ten times its usual price: caches are cold.
+    Raises:
+        SpawnError: it was not started; nothing is left.
+        ChildProcessError: somebody else reaped it.
+        OSError: the wait failed.
     """
     argv, argc, env, envc, _, file = packed
-    c = options.c or _cached_c(options)
+    c = options.c or _make_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
+    # As borrow_handle() and give_back() do: a call less, where each costs ten
+    # times its usual price, because a child leaves cold caches.
     try:
         handle = _spare.pop()
     except IndexError:

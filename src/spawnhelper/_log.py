@@ -62,7 +62,7 @@ class LogPipe:
         if command.pidfd >= 0:
             fds[4] = command.pidfd
         options = make_options(fd_pipes=fds, close_fds=True)
-        request = make_request([COPIER], {}, options=options)
+        request = make_request([COPIER], {}, None, options)
         copier = Process(request.argv, _core.new_handle())
         _core.start(request, copier._handle)
         return copier

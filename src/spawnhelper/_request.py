@@ -33,7 +33,10 @@ class Isolation(NamedTuple):
 
 
 class Options:
-    """What is asked for besides the command and its environment; never changed."""
+    """What is asked for besides the command and its environment.
+
+    Never changed; only ``c`` is filled in once.
+    """
 
     __slots__ = (
         *("lookup", "cwd", "fds", "close_fds", "uid", "gid", "groups", "umask", "pre_exec"),
@@ -65,7 +68,7 @@ class Options:
         self.isolation = isolation
         # From start to end; without pre_exec, or a warning in between.
         self.runs_in_c = pre_exec is None and not (isolation and isolation.best_effort)
-        self.c: Any = None  # _core keeps its form of them here
+        self.c: Any = None  # for _core: their form in C, and what must live as long
 
     def with_fds(self, fds: FdMap) -> Options:
         """The same with another fd map."""
@@ -126,7 +129,7 @@ def _to_words(command: Command) -> Sequence[Argument]:
         return command.split()
     if isinstance(command, (bytes, bytearray, os.PathLike)):
         raise TypeError("command: expected str or a sequence of arguments; wrap one in a list")
-    return command
+    return list(command)
 
 
 def _pack(env: Mapping[Any, Any]) -> tuple[bytes, int]:
@@ -237,7 +240,7 @@ def make_options(
 
 
 def pack(command: Command, env: Env | None = None, opt_name: str | bytes | None = None) -> Packed:
-    """Check and encode. The arguments are those of ``spawn()``.
+    """The command, checked and encoded. The arguments are those of ``spawn()``.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -264,11 +267,7 @@ def pack(command: Command, env: Env | None = None, opt_name: str | bytes | None 
 
 
 def make_request(
-    command: Command,
-    env: Env | None = None,
-    opt_name: str | bytes | None = None,
-    options: Options = PLAIN,
-    entered: Any = None,
+    command: Command, env: Env | None, opt_name: str | bytes | None, options: Options
 ) -> Request:
-    """``pack()``, and how to start it; ``entered`` is a prepared set."""
-    return Request(*pack(command, env, opt_name), options, entered)
+    """``pack()``, and how to start it, outside of any set."""
+    return Request(*pack(command, env, opt_name), options, None)

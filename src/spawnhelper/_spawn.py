@@ -12,6 +12,7 @@ from ._log import LogPipe
 from ._namespaces import IsolationPolicy, Namespaces, to_best_effort, to_user, warn
 from ._process import Process
 from ._request import (
+    PLAIN,
     Argument,
     Command,
     Env,
@@ -25,9 +26,14 @@ from ._request import (
 
 _NOT_ISOLATED = Isolation()
 # What is kept for later calls must not change, and its == must be Python's own; so types
-# are compared first. (0.0 is 0, but no uid; b"" == "" may raise.)
+# are compared first. (0.0 is 0, but no uid; b"" == "" may raise.) An object() is equal to
+# itself alone: two of them stand for fd_pipes and groups, which may change.
 _CONSTANTS = frozenset((type(None), bool, int, str, bytes, PosixPath, object))
-_MAP, _LIST = object(), object()  # stand for fd_pipes and groups, which may change
+_MAP, _LIST = object(), object()
+_DEFAULTS = (
+    *(None, None, True, None, False, None, None, None, None),
+    *(False, False, False, False, None, "required", False, False),
+)
 
 
 def _enter(namespaces: object, unshare: bool | Literal["root"]) -> Namespaces:
@@ -76,7 +82,10 @@ def _to_key(fds: Any, groups: Any, others: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _find_options(given: tuple[Any, ...]) -> Options:
-    """What ``spawn()``'s keywords ask for, from the last call with equal ones if it can be."""
+    """What ``spawn()``'s keywords ask for; if they are the last call's, what it made of them."""
+    if all(map(is_, given, _DEFAULTS)):
+        _state.last_options = given, PLAIN
+        return PLAIN
     fds, groups, *others = given
     key = given
     if fds is not None or groups is not None:

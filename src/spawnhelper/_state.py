@@ -16,7 +16,8 @@ Cached = tuple[dict[Any, Any], tuple[bytes, int]]
 inherited_env: Cached = ({}, (b"", 0))
 given_env: Cached = ({}, (b"", 0))
 
-# What was made of the last call's options, likewise, under the arguments themselves...
+# What was made of the options of the last call without fd_pipes and groups, likewise,
+# under the arguments themselves ...
 last_options: tuple[tuple[Any, ...], Any] = ((object(),), None)
 # ... and of the last other than the defaults, under their values and types.
 equal_options: tuple[tuple[Any, ...], list[type], Any] = ((), [], None)
