@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import needs_root
-from spawnhelper import CommandNotFound, SpawnError, Stage, _core, spawn
+from spawnhelper import CommandNotFound, SpawnError, Stage, _core, _state, spawn
 
 pytestmark = pytest.mark.core
 
@@ -242,6 +242,7 @@ def test_equal_groups_are_not_the_same(probe):
 )
 def test_the_same_numbers_in_other_places(monkeypatch, first, second):
     taken = []
+    monkeypatch.setattr(_state, "last_options", ((object(),), None))  # which would hide it
     monkeypatch.setattr(
         _core, "run", lambda _packed, options, _set: taken.append((options.fds, options.groups))
     )
