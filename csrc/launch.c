@@ -522,9 +522,10 @@ static struct sh_request complete(const struct sh_request *rest, const char *fil
 }
 
 int sh_start_packed(const struct sh_request *rest, const char *file, const char *argv,
-                    uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
+                    uint32_t argc, const char *env, uint32_t envc, struct sh_set *set, int output,
                     struct sh_process *process) {
     struct sh_request request = complete(rest, file, argv, argc, env, envc, set);
+    request.output = output;
     int error = sh_start(&request, process);
     if (error == 0)
         sh_remember_pidfd(process);
@@ -536,6 +537,24 @@ int sh_run_packed(const struct sh_request *rest, const char *file, const char *a
     struct sh_request request = complete(rest, file, argv, argc, env, envc, set);
     int done = sh_run(&request, process, -1);
     if (done != 1)
+        return done;
+    return process->state == SH_LOST ? 0 : 1 + process->status;
+}
+
+int sh_run_logged(const struct sh_request *rest, const char *file, const char *argv, uint32_t argc,
+                  const char *env, uint32_t envc, struct sh_set *set, struct sh_process *process,
+                  struct sh_log *log, const char *name) {
+    int done = sh_log_open(log, rest, name, 1);
+    if (done < 0)
+        return done;
+    done = sh_start_packed(rest, file, argv, argc, env, envc, set, log->pipe_end, process);
+    sh_log_started(log);
+    if (done == 0)
+        done = sh_wait_log(process, -1, log);
+    if (done == 0)
+        return 0;
+    sh_log_close(log);
+    if (done < 0)
         return done;
     return process->state == SH_LOST ? 0 : 1 + process->status;
 }

@@ -171,26 +171,39 @@ static const char *path_of(char *const *env) {
     return "/bin:/usr/bin";
 }
 
+/* The map, with the log's pipe for 1 and 2. Everything that named the original
+ * stdout or stderr as its own stays. */
+static const struct sh_fdpair *redirect(struct sh_scratch *scratch,
+                                        const struct sh_request *request) {
+    struct sh_fdpair *fds = carve(scratch, request->nfds * sizeof *fds);
+    for (uint32_t i = 0; i < request->nfds; i++) {
+        fds[i] = request->fds[i];
+        if (fds[i].target == STDOUT_FILENO || fds[i].target == STDERR_FILENO)
+            fds[i].source = request->output;
+    }
+    return fds;
+}
+
 static int check_fds(struct sh_scratch *scratch, int *culprit) {
     struct sh_orders *orders = &scratch->orders;
     const struct sh_request *request = orders->request;
-    orders->fds = request->fds;
+    orders->fds = request->output > 0 ? redirect(scratch, request) : request->fds;
     orders->nfds = request->nfds;
     if (request->flags & SH_STANDARD_FDS)
         return 0;
     for (uint32_t i = 0; i < request->nfds; i++)
-        if (SYS(fcntl, request->fds[i].source, F_GETFD) < 0) {
-            *culprit = request->fds[i].source;
+        if (SYS(fcntl, orders->fds[i].source, F_GETFD) < 0) {
+            *culprit = orders->fds[i].source;
             return -EBADF;
         }
     return 0;
 }
 
 /* In a shared table the pidfd of the very child would take the closed number. */
-static int lacks_standard_fd(const struct sh_request *request) {
-    if (request->flags & SH_STANDARD_FDS)
-        for (uint32_t i = 0; i < request->nfds; i++)
-            if (SYS(fcntl, request->fds[i].source, F_GETFD) < 0)
+static int lacks_standard_fd(const struct sh_orders *orders) {
+    if (orders->request->flags & SH_STANDARD_FDS)
+        for (uint32_t i = 0; i < orders->nfds; i++)
+            if (SYS(fcntl, orders->fds[i].source, F_GETFD) < 0)
                 return 1;
     return 0;
 }
@@ -204,7 +217,7 @@ static void share_files(struct sh_orders *orders, int close_rest, int reserved) 
     int from = 0, to = -1;
     if (!close_rest && (sh_avoids(SH_AVOID_CLOSE_RANGE) || !sh_pidfd_region(&from, &to)))
         return;
-    if (sh_avoids(SH_AVOID_SHARED_FILES) || lacks_standard_fd(orders->request))
+    if (sh_avoids(SH_AVOID_SHARED_FILES) || lacks_standard_fd(orders))
         return;
     int highest = reserved > STDERR_FILENO ? reserved : STDERR_FILENO;
     if (orders->isolation && orders->isolation->highest > highest)
@@ -232,7 +245,8 @@ static void plan_fds(struct sh_scratch *scratch, int reserved) {
 
 static size_t room_for(const struct sh_request *request) {
     size_t vectors = ((size_t)request->argc + request->envc + 2) * sizeof(char *);
-    size_t fds = request->nfds * sizeof(int) + SH_FDSTEPS(request->nfds) * sizeof(struct sh_fdstep);
+    size_t fds = request->nfds * (sizeof(struct sh_fdpair) + sizeof(int)) +
+                 SH_FDSTEPS(request->nfds) * sizeof(struct sh_fdstep);
     return vectors + fds + PATH_MAX + 8 * 16;
 }
 

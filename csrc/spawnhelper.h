@@ -62,6 +62,7 @@ struct sh_request {
     uint32_t namespaces; /* SH_NEW*: fresh ones for this command */
     struct sh_set *set;  /* a prepared namespace set to enter, or NULL */
     const char *cgroup;  /* directory to join, or NULL */
+    int32_t output;      /* a log's pipe, which 1 and 2 become instead of what fds says; 0: none */
 };
 
 /* A failure that was tolerated. */
@@ -154,8 +155,11 @@ struct sh_log {
     int32_t out;                   /* original fd 1, not owned; -1: none */
     int32_t out_error, file_error; /* first errno of each; that copy ended there */
     uint32_t length, file_done, out_done;
-    int32_t left;   /* bytes still to drain after the command's end; -1: it runs */
-    uint32_t forks; /* forks before the process that opened it */
+    int32_t left;          /* bytes still to drain after the command's end; -1: it runs */
+    int32_t opened;        /* 1: all is open */
+    int32_t closed_source; /* or: a descriptor of the fd map that is not open, -1: none, */
+    int32_t open_error;    /* and the errno */
+    uint32_t forks;        /* forks before the process that opened it */
     char buffer[SH_LOG_BUFFER];
 };
 
@@ -316,16 +320,21 @@ int sh_run(const struct sh_request *request, struct sh_process *process, int64_t
  * passes its bytes without a copy, and one request serves many calls. What has
  * run answers with 1 + its wait status, if that is known. */
 int sh_start_packed(const struct sh_request *rest, const char *file, const char *argv,
-                    uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
+                    uint32_t argc, const char *env, uint32_t envc, struct sh_set *set, int output,
                     struct sh_process *process);
 int sh_run_packed(const struct sh_request *rest, const char *file, const char *argv, uint32_t argc,
                   const char *env, uint32_t envc, struct sh_set *set, struct sh_process *process);
+/* With a log: opened first, and closed unless it answers with 0. */
+int sh_run_logged(const struct sh_request *rest, const char *file, const char *argv, uint32_t argc,
+                  const char *env, uint32_t envc, struct sh_set *set, struct sh_process *process,
+                  struct sh_log *log, const char *name);
 
 /* logpipe.c: memory of zeros is a log with nothing open. */
 
-/* 0 or a negative errno; what was opened is in the log all the same. With
- * `waits` the reader is to be the waiting call: it must not block in read. */
-int sh_log_open(struct sh_log *log, const char *name, int out, int waits);
+/* 0 or a negative errno, with nothing open. The request tells where the original
+ * stdout is. With `waits` the reader is to be the waiting call: it must not
+ * block in read. */
+int sh_log_open(struct sh_log *log, const struct sh_request *request, const char *name, int waits);
 /* The command has the write end; ours would keep the pipe open. */
 void sh_log_started(struct sh_log *log);
 void sh_log_close(struct sh_log *log);

@@ -111,8 +111,8 @@ ROWS = [
         "environment not inherited by default",
         "test_door_spawn.py::test_env",
         PROCESS,
-        "[binary, *words[1:]],\n            env=env,",
-        "[binary, *words[1:]],\n            env=env or {},",
+        "started = start(given, command, env, name,",
+        "started = start(given, command, env or {}, name,",
     ),
     Row(
         12,
@@ -127,8 +127,8 @@ ROWS = [
         "proxies instead of ints; lazy groups evaluated in the child",
         "test_history.py::test_13_lazy_values_are_evaluated_here",
         PROCESS,
-        '"uid": int(uid) if uid else None,',
-        '"uid": uid or None,',
+        "        int(uid) if uid else None,",
+        "        uid or None,",
     ),
     Row(
         14,
@@ -296,8 +296,8 @@ ROWS = [
         "cgroup that vanishes meanwhile",
         "test_door_isolation.py::test_cgroup_that_is_none",
         PROCESS,
-        'return _spawn(command, isolation="best-effort", **keywords)',
-        'return _spawn(command, isolation="required", **keywords)',
+        '*("best-effort" if isolated else "required", False, unshare[3]),',
+        '*("required", False, unshare[3]),',
     ),
     Row(
         35,

@@ -9,6 +9,7 @@ import pytest
 import spawnhelper
 from conftest import ROOT, open_fds
 from spawnhelper import Stage, _core
+from spawnhelper._request import PLAIN
 from spawnhelper._spawnhelper import ffi, lib
 
 pytestmark = pytest.mark.core
@@ -105,10 +106,10 @@ def test_changelog_knows_this_version():
 def test_a_log_closes_what_it_opened():
     before = open_fds()
     log = _core.new_log()
-    _core.open_log(log, b"/dev/null", -1, True)
+    _core.open_log(log, PLAIN, b"/dev/null", True)
     assert len(open_fds() - before) == 3
     _core.close_log(log)
     assert open_fds() == before
-    _core.open_log(log, b"/dev/null", -1, False)
+    _core.open_log(log, PLAIN, b"/dev/null", False)
     del log
     assert open_fds() == before

@@ -11,7 +11,7 @@ import pytest
 
 import spawnhelper
 from conftest import NOBODY, needs_root
-from spawnhelper import process
+from spawnhelper import _state, process
 from spawnhelper.process import spawn
 
 pytestmark = pytest.mark.core
@@ -178,7 +178,7 @@ def test_no_process_to_be_had_is_an_error_of_the_caller(monkeypatch):
     def refuse(*arguments, **keywords):
         raise spawnhelper._errors.spawn_error(spawnhelper.Stage.CLONE, 11, "CLONE: no")
 
-    monkeypatch.setattr(process, "_spawn", refuse)
+    monkeypatch.setattr(process, "_launch", refuse)
     with pytest.raises(BlockingIOError):
         spawn(["/bin/true"])
 
@@ -403,6 +403,34 @@ def test_standard_streams_are_those_python_knows(probe, files, monkeypatch):
         monkeypatch.setattr(sys, "__stdout__", stream)
         assert spawn([str(probe.program), path]) == 0
         assert probe.read(path)["fds"][1][:2] == (os.fstat(fd).st_dev, os.fstat(fd).st_ino)
+
+
+def test_remembered_streams_are_looked_at(probe, files, monkeypatch):
+    """They were seen to be 0, 1 and 2; what may have changed since is asked at every call."""
+    path, (fd,) = probe.report_path(), files(1)
+
+    def seen():
+        assert spawn([str(probe.program), path]) == 0
+        return probe.read(path)["fds"]
+
+    monkeypatch.setattr(sys, "stdin", sys.__stdin__)
+    monkeypatch.setattr(_state, "usual_streams", (object(),))
+    usual = seen()
+    assert _state.usual_streams == (sys.__stdin__, sys.__stdout__, sys.__stderr__)
+    assert seen() == usual
+    os.set_inheritable(1, False)
+    try:
+        assert seen() == usual
+    finally:
+        os.set_inheritable(1, True)
+    number = os.fstat(fd).st_ino
+    with open(os.dup(fd), "w") as stream:
+        monkeypatch.setattr(sys, "__stderr__", stream)
+        assert seen()[2][1] == number
+        monkeypatch.undo()
+        monkeypatch.setattr(sys, "stdin", stream)
+        monkeypatch.setattr(sys, "__stdin__", None)
+        assert seen()[0][1] == number
 
 
 def test_closed_stdin_object(probe, files, monkeypatch):

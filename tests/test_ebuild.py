@@ -50,14 +50,14 @@ src_install() {
 COUNT = """
 import atexit, sys
 import spawnhelper.process as door
-engine, best_effort, calls = door._spawn, door._spawn_best_effort, [0, 0]
+engine, isolated, calls = door._launch, door._launch_isolated, [0, 0]
 def counted(index, function):
     def call(*arguments, **keywords):
         calls[index] += 1
         return function(*arguments, **keywords)
     return call
-door._spawn_best_effort = counted(1, best_effort)
-door._spawn = counted(0, engine)
+door._launch_isolated = counted(1, isolated)
+door._launch = counted(0, engine)
 atexit.register(lambda: open(COUNTS, "w").write(repr(calls)))
 sys.argv[0] = "under_portage.py"
 exec(compile(PATCH, "under_portage.py", "exec"))

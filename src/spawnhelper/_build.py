@@ -31,6 +31,7 @@ struct sh_request {
     uint32_t namespaces;
     struct sh_set *set;
     const char *cgroup;
+    int32_t output;
 };
 struct sh_note { int32_t stage, error, detail; };
 struct sh_result {
@@ -59,6 +60,7 @@ struct sh_process {
 };
 struct sh_log {
     int32_t source, pipe_end, file, out, out_error, file_error;
+    int32_t opened, closed_source, open_error;
     ...;
 };
 struct sh_orders { ...; };
@@ -79,14 +81,18 @@ int sh_set_mine(const struct sh_set *set);
 int sh_set_is_dead(const struct sh_set *set);
 int sh_start_packed(const struct sh_request *rest, const char *file, const char *argv,
                     uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
-                    struct sh_process *process);
+                    int output, struct sh_process *process);
 int sh_run_packed(const struct sh_request *rest, const char *file, const char *argv,
                   uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
                   struct sh_process *process);
+int sh_run_logged(const struct sh_request *rest, const char *file, const char *argv,
+                  uint32_t argc, const char *env, uint32_t envc, struct sh_set *set,
+                  struct sh_process *process, struct sh_log *log, const char *name);
 int sh_find(const char *name, const char *path, const char *cwd, char *buffer, uint32_t size);
 int sh_wait(struct sh_process *process, int64_t nsec);
 int sh_wait_log(struct sh_process *process, int64_t nsec, struct sh_log *log);
-int sh_log_open(struct sh_log *log, const char *name, int out, int waits);
+int sh_log_open(struct sh_log *log, const struct sh_request *request, const char *name,
+                int waits);
 void sh_log_started(struct sh_log *log);
 void sh_log_close(struct sh_log *log);
 void sh_log_discard(void *log);

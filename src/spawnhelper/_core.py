@@ -25,6 +25,7 @@ _IDS = ffi.typeof("uint32_t[]")
 _new = ffi.new
 _from_buffer = ffi.from_buffer
 _run_packed = lib.sh_run_packed
+_run_logged = lib.sh_run_logged
 _NULL = ffi.NULL
 _NEW: int = lib.SH_NEW
 _RUNNING: int = lib.SH_RUNNING
@@ -183,7 +184,7 @@ def _make_c(options: Options) -> tuple[Any, Any]:
     return made
 
 
-def _complete_c(request: Request) -> tuple[Any, Any]:
+def _complete_c(request: Request, output: int = 0) -> tuple[Any, Any]:
     """The whole request as C reads it, and what must live as long."""
     c, alive = _to_c(request.options)
     argv_c, env_c = _from_buffer(request.argv), _from_buffer(request.env)
@@ -193,6 +194,7 @@ def _complete_c(request: Request) -> tuple[Any, Any]:
         c.file = file_c = _from_buffer(request.other_file)
     if request.set is not None:
         c.set = request.set
+    c.output = output
     return c, (alive, argv_c, env_c, file_c)
 
 
@@ -243,20 +245,21 @@ def notes(source: Any, in_user: bool) -> tuple[Note, ...]:
     return tuple(found)
 
 
-def start(request: Request, handle: Handle) -> None:
-    """Start the command; returns when it has been exec'd.
+def start(request: Request, handle: Handle, log: Log | None) -> None:
+    """Start the command, its output going to the log; returns when it has been exec'd.
 
     Raises:
         SpawnError: it was not; nothing is left.
     """
     argv, argc, env, envc, _, file, options, entered = request
+    output = 0 if log is None else log.pipe_end
     if options.pre_exec is not None:
-        _start_with_python(request, handle)
+        _start_with_python(request, handle, output)
         return
     c = options.c or _make_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
-    if lib.sh_start_packed(c[0], file_c, argv, argc, env, envc, set_c, handle) < 0:
+    if lib.sh_start_packed(c[0], file_c, argv, argc, env, envc, set_c, output, handle) < 0:
         raise _failure(request, handle)
 
 
@@ -298,13 +301,55 @@ def run(packed: Packed, options: Options, entered: Any) -> int:
     return -number if number else (done - 1) >> 8
 
 
-def _finish_interrupted(request: Request, handle: Handle, error: int) -> int:
+def _finish_interrupted(
+    request: Request, handle: Handle, error: int, log: Log | None = None
+) -> int:
     if handle.state == _NEW:
         raise _failure(request, handle)
     if error:
         raise OSError(error, os.strerror(error))
-    wait(handle, None)
+    wait(handle, None, log)
     return returncode(handle)
+
+
+def run_logged(
+    packed: Packed, options: Options, entered: Any, name: bytes
+) -> tuple[int, tuple[int, int]]:
+    """The same, copying the output to the log: the returncode, and errnos of the log and stdout.
+
+    Raises:
+        OSError: the log cannot be opened for appending, or the wait failed.
+        SpawnError: it was not started; nothing is left.
+        ChildProcessError: somebody else reaped it.
+    """
+    argv, argc, env, envc, _, file = packed
+    c = options.c or _make_c(options)
+    file_c = _NULL if file is None else file
+    set_c = _NULL if entered is None else entered
+    handle, log = borrow_handle(), _borrow_log()
+    try:
+        while True:
+            done: int = _run_logged(c[0], file_c, argv, argc, env, envc, set_c, handle, log, name)
+            if done > 0:
+                number = (done - 1) & 0x7F
+                status = -number if number else (done - 1) >> 8
+                break
+            if log.opened:
+                request = Request(*packed, options, entered)
+                status = _finish_interrupted(request, handle, -done, log)
+                close_log(log)
+                break
+            if done != -errno.EINTR:  # Python has run signal handlers
+                raise _log_failure(log, name)
+    except BaseException:
+        try:
+            end(handle)
+        finally:
+            close_log(log)
+        raise
+    give_back(handle)
+    _spare_logs.append(log)
+    return status, (log.file_error, log.out_error)
 
 
 def wait(handle: Handle, timeout: float | None, log: Log | None = None) -> bool:
@@ -531,16 +576,36 @@ def new_log() -> Log:
     return _allocate_log(_LOG)
 
 
-def open_log(log: Log, name: bytes, out: int, waits: bool) -> None:
+# Most of a log is its buffer, which costs more to make than to fill.
+_spare_logs: deque[Log] = deque(maxlen=4)
+
+
+def _borrow_log() -> Log:
+    try:
+        return _spare_logs.pop()
+    except IndexError:
+        return new_log()
+
+
+def _log_failure(log: Log, name: bytes) -> BaseException:
+    if log.closed_source >= 0:
+        source: int = log.closed_source
+        return _errors.failure(Stage.FDS, errno.EBADF, source, "", None, None)
+    return OSError(log.open_error, os.strerror(log.open_error), os.fsdecode(name))
+
+
+def open_log(log: Log, options: Options, name: bytes, waits: bool) -> None:
     """Open the file and a pipe to it, for the waiting call or for a copier.
 
     Raises:
         OSError: the log cannot be opened for appending.
+        SpawnError: the fd map names a descriptor that is not open.
     """
-    while (error := lib.sh_log_open(log, name, out, waits)) == -errno.EINTR:
+    c = options.c or _make_c(options)
+    while (error := lib.sh_log_open(log, c[0], name, waits)) == -errno.EINTR:
         pass  # Python runs signal handlers here
     if error < 0:
-        raise OSError(-error, os.strerror(-error), os.fsdecode(name))
+        raise _log_failure(log, name)
 
 
 def log_started(log: Log) -> None:
@@ -752,8 +817,8 @@ def raise_loopback() -> None:
 _TEXT_SIZE = 4096
 
 
-def _start_with_python(request: Request, handle: Handle) -> None:
-    c, _alive = _complete_c(request)
+def _start_with_python(request: Request, handle: Handle, output: int) -> None:
+    c, _alive = _complete_c(request, output)
     orders = _new("struct sh_orders **")
     owner = os.getpid()
     try:

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 from . import _core
-from ._errors import LogWarning, spawn_error
-from ._fds import FdMap, is_open
+from ._errors import LogWarning
 from ._process import Process
-from ._request import Argument, Request, make_options, make_request
-from ._stages import Stage
+from ._request import Argument, Options, Packed, Request, encode, make_options, make_request
 
 COPIER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_tee")
 
 
-def _map_of(request: Request) -> FdMap:
-    fds = request.options.fds
-    if fds is None:
-        return {fd: fd for fd in (0, 1, 2) if is_open(fd)}
-    if 1 not in fds or 2 not in fds:
+def _check(logfile: Argument, options: Options) -> bytes:
+    fds = options.fds
+    if fds is not None and not (1 in fds and 2 in fds):
         raise ValueError("logfile: fd_pipes needs the keys 1 and 2")
-    for source in fds.values():
-        # Before our own descriptors open: one could take a closed source's number.
-        if not is_open(source):
-            raise spawn_error(Stage.FDS, 9, f"FDS: fd {source}: Bad file descriptor")
-    return fds
+    return encode(logfile, "logfile")
+
+
+def _warn(file_error: int, out_error: int, stacklevel: int) -> None:
+    for name, error in (("the log", file_error), ("stdout", out_error)):
+        if error:
+            message = f"output could not be copied to {name}: {os.strerror(error)}"
+            warnings.warn(message, LogWarning, stacklevel=stacklevel + 1)
+
+
+def run_logged(packed: Packed, options: Options, entered: Any, logfile: Argument) -> int:
+    """``_core.run``, copying the output to the log.
+
+    Raises:
+        OSError: the log cannot be opened for appending.
+        ValueError: the fd map lacks 1 or 2, or the name contains NUL.
+    """
+    status, errors = _core.run_logged(packed, options, entered, _check(logfile, options))
+    if any(errors):
+        _warn(*errors, stacklevel=4)
+    return status
 
 
 class LogPipe:
@@ -38,15 +51,9 @@ class LogPipe:
             OSError: the log cannot be opened for appending.
             ValueError: the fd map lacks 1 or 2, or the name contains NUL.
         """
-        name = os.fsencode(logfile)
-        if b"\0" in name:
-            raise ValueError("logfile: embedded null byte")
-        pairs = _map_of(request)
+        name = _check(logfile, request.options)
         self.log = _core.new_log()
-        _core.open_log(self.log, name, pairs.get(1, -1), waits)
-        end = self.log.pipe_end
-        # Everything that named the original stdout or stderr as its own stays.
-        self.request = request.with_fds({**pairs, 1: end, 2: end})
+        _core.open_log(self.log, request.options, name, waits)
 
     def start_copier(self, command: Process) -> Process:
         """A process that copies until the command has ended.
@@ -64,17 +71,11 @@ class LogPipe:
         options = make_options(fd_pipes=fds, close_fds=True)
         request = make_request([COPIER], {}, None, options)
         copier = Process(request.argv, _core.new_handle())
-        _core.start(request, copier._handle)
+        _core.start(request, copier._handle, None)
         return copier
 
     def close(self) -> None:
         """Close what is left, and say what could not be copied."""
         log = self.log
         _core.close_log(log)
-        for name, error in (("the log", log.file_error), ("stdout", log.out_error)):
-            if error:
-                warnings.warn(
-                    f"output could not be copied to {name}: {os.strerror(error)}",
-                    LogWarning,
-                    stacklevel=4,
-                )
+        _warn(log.file_error, log.out_error, stacklevel=5)

@@ -70,13 +70,6 @@ class Options:
         self.runs_in_c = pre_exec is None and not (isolation and isolation.best_effort)
         self.c: Any = None  # for _core: their form in C, and what must live as long
 
-    def with_fds(self, fds: FdMap) -> Options:
-        """The same with another fd map."""
-        return Options(
-            *(self.lookup, self.cwd, fds, self.close_fds, self.uid, self.gid),
-            *(self.groups, self.umask, self.pre_exec, self.isolation),
-        )
-
 
 PLAIN = Options()
 
@@ -103,22 +96,21 @@ class Request(NamedTuple):
         given = self.other_file
         return self.argv.partition(b"\0")[0] if given is None else given
 
-    def with_fds(self, fds: FdMap) -> Request:
-        """The same with another fd map."""
-        return self._replace(options=self.options.with_fds(fds))
-
 
 # os.fsencode() does the same after a check that costs as much again.
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 def encode(value: Argument, what: str) -> bytes:
-    try:
-        encoded = os.fsencode(value)
-    except TypeError:
-        raise TypeError(
-            f"{what}: expected str, bytes or a path, not {type(value).__name__}"
-        ) from None
+    if type(value) is str:
+        encoded = value.encode(_ENCODING, _ERRORS)
+    else:
+        try:
+            encoded = os.fsencode(value)
+        except TypeError:
+            raise TypeError(
+                f"{what}: expected str, bytes or a path, not {type(value).__name__}"
+            ) from None
     if b"\0" in encoded:
         raise ValueError(f"{what}: embedded NUL in {encoded!r}")
     return encoded

@@ -8,7 +8,7 @@ from pathlib import PosixPath
 from typing import Any, Literal, SupportsIndex, overload
 
 from . import _core, _state
-from ._log import LogPipe
+from ._log import LogPipe, run_logged
 from ._namespaces import IsolationPolicy, Namespaces, to_best_effort, to_user, warn
 from ._process import Process
 from ._request import (
@@ -81,7 +81,7 @@ def _to_key(fds: Any, groups: Any, others: Iterable[Any]) -> tuple[Any, ...]:
     return fds, groups, *others, *numbers
 
 
-def _find_options(given: tuple[Any, ...]) -> Options:
+def find_options(given: tuple[Any, ...]) -> Options:
     """What ``spawn()``'s keywords ask for; if they are the last call's, what it made of them."""
     if all(map(is_, given, _DEFAULTS)):
         _state.last_options = given, PLAIN
@@ -130,11 +130,10 @@ def _run(request: Request, logfile: Argument | None) -> int:
     handle = _core.borrow_handle()
     log = None if logfile is None else LogPipe(request, logfile, True)
     try:
-        if log is not None:
-            request = log.request
-        _core.start(request, handle)
-        _warn(request, handle, 3)  # now, not after an hour's build
-        status = _core.finish_run(handle, None if log is None else log.log)
+        opened = None if log is None else log.log
+        _core.start(request, handle, opened)
+        _warn(request, handle, 4)  # now, not after an hour's build
+        status = _core.finish_run(handle, opened)
     except BaseException:
         _core.end(handle)
         raise
@@ -145,13 +144,13 @@ def _run(request: Request, logfile: Argument | None) -> int:
     return status
 
 
-def _start(process: Process, request: Request, logfile: Argument | None) -> None:
+def _open(request: Request, logfile: Argument | None, process: Process) -> None:
     if logfile is None:
-        _core.start(request, process._handle)
+        _core.start(request, process._handle, None)
         return
     log = LogPipe(request, logfile, False)
     try:
-        _core.start(log.request, process._handle)
+        _core.start(request, process._handle, log.log)
         process._copier = log.start_copier(process)
     finally:
         log.close()
@@ -163,6 +162,56 @@ def _give(process: Process, request: Request) -> list[int]:
     pids = [process.pid] if copier is None else [copier.pid, process.pid]
     _core.give(request, process._handle, None if copier is None else copier._handle)
     return pids
+
+
+def _start(request: Request, logfile: Argument | None, returnproc: bool) -> list[int] | Process:
+    process = Process(request.argv, _core.new_handle())
+    try:
+        _open(request, logfile, process)
+        process._in_user = _has_user(request)
+        _warn(request, process._handle, 4)
+        if returnproc:
+            process._keep()
+            return process
+        return _give(process, request)
+    except BaseException:
+        process._end()
+        raise
+
+
+def launch(
+    given: tuple[Any, ...],
+    command: Command,
+    env: Env | None,
+    opt_name: str | bytes | None,
+    entered: Any,
+    logfile: Argument | None,
+    returnpid: bool,
+    returnproc: bool,
+) -> int | list[int] | Process:
+    """Start what ``spawn()`` or ``process.spawn()`` was asked for; both are its only callers.
+
+    Args:
+        given: the options, in the order of ``_DEFAULTS``.
+        command: as for ``spawn()``.
+        env: as for ``spawn()``.
+        opt_name: as for ``spawn()``.
+        entered: the prepared set.
+        logfile: as for ``spawn()``.
+        returnpid: as for ``spawn()``.
+        returnproc: as for ``spawn()``.
+    """
+    last, options = _state.last_options
+    if not all(map(is_, given, last)):
+        options = find_options(given)
+    packed = pack(command, env, opt_name)
+    waits = not returnpid and not returnproc
+    if waits and options.runs_in_c:
+        if logfile is not None:
+            return run_logged(packed, options, entered, logfile)
+        return _core.run(packed, options, entered)
+    request = Request(*packed, options, entered)
+    return _run(request, logfile) if waits else _start(request, logfile, returnproc)
 
 
 @overload
@@ -423,25 +472,4 @@ def spawn(
         unshare_user,
         in_pid if start_new_session is None else start_new_session,
     )
-    last, options = _state.last_options
-    if not all(map(is_, given, last)):
-        options = _find_options(given)
-    packed = pack(mycommand, env, opt_name)
-    waits = not returnpid and not returnproc
-    if waits and logfile is None and options.runs_in_c:
-        return _core.run(packed, options, entered)
-    request = Request(*packed, options, entered)
-    if waits:
-        return _run(request, logfile)
-    process = Process(request.argv, _core.new_handle())
-    try:
-        _start(process, request, logfile)
-        process._in_user = _has_user(request)
-        _warn(request, process._handle, 2)
-        if returnproc:
-            process._keep()
-            return process
-        return _give(process, request)
-    except BaseException:
-        process._end()
-        raise
+    return launch(given, mycommand, env, opt_name, entered, logfile, returnpid, returnproc)

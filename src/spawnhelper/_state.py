@@ -21,3 +21,6 @@ given_env: Cached = ({}, (b"", 0))
 last_options: tuple[tuple[Any, ...], Any] = ((object(),), None)
 # ... and of the last other than the defaults, under their values and types.
 equal_options: tuple[tuple[Any, ...], list[type], Any] = ((), [], None)
+
+# sys.__stdin__, __stdout__ and __stderr__, once they were seen to be 0, 1 and 2.
+usual_streams: tuple[Any, ...] = (object(),)

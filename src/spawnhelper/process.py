@@ -18,16 +18,20 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from io import TextIOWrapper
+from operator import is_
 from typing import Any, NoReturn
 
-from . import _core, _errors, _hooks
+from . import _core, _errors, _hooks, _state
 from ._errors import CommandNotFound, SpawnError
 from ._fds import FdMap, get_open_fds, is_open, parse_map, sanitize_fds
 from ._hooks import atexit_register, run_coroutine_exitfuncs, run_exitfuncs
 from ._lookup import find_binary
 from ._namespaces import listener
 from ._process import Process as _Process
-from ._request import Isolation, encode, make_options, make_request
+from ._request import make_request
+from ._spawn import find_options
+from ._spawn import launch as _launch
 from ._spawn import spawn as _spawn
 from ._stages import Stage
 from ._trouble import (
@@ -70,6 +74,7 @@ SANDBOX_BINARY = "/usr/bin/sandbox"
 # Written by the engine's setup: see csrc/standin.c.
 _STAND_IN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_standin")
 
+_STANDARD = frozenset((0, 1, 2))
 _LARGE_ENV = 98304  # bytes
 _MOST_WARNINGS = 3
 
@@ -221,35 +226,59 @@ def _find(name: Any, path_lookup: bool, unseen: bool) -> Any:
     return found
 
 
+def _are_usual() -> bool:
+    """Whether the streams are those that were 0, 1 and 2, which are open and inheritable.
+
+    A stream has its number for life, and for a closed one our own fd counts.
+    """
+    streams = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    try:
+        return (
+            all(map(is_, streams, _state.usual_streams))
+            and sys.stdin is sys.__stdin__
+            and all(map(os.get_inheritable, _STANDARD))
+        )
+    except OSError:
+        return False
+
+
 def _standard_fds() -> FdMap | None:
     """stdin, stdout and stderr as Python knows them; None: they are 0, 1 and 2 as they are."""
+    if _are_usual():
+        return None
     stdin: Any = sys.__stdin__
     if stdin is None or stdin.closed:  # multiprocessing closes it and opens another
         stdin = sys.stdin
+    streams = stdin, sys.__stdout__, sys.__stderr__
     pairs: FdMap = {}
     usual = True
-    for fd, stream in enumerate((stdin, sys.__stdout__, sys.__stderr__)):
+    for fd, stream in enumerate(streams):
         try:
             source = stream.fileno()
             usual = os.get_inheritable(source) and source == fd and usual
         except (AttributeError, ValueError, OSError):
             continue  # none here: the command's is whatever our own fd is
         pairs[fd] = source
-    return None if usual else _keep_standard(pairs)
+    if not usual:
+        return _keep_standard(pairs)
+    if len(pairs) == len(streams) and {*map(type, streams)} == {TextIOWrapper}:
+        _state.usual_streams = streams
+    return None
 
 
 def _keep_standard(pairs: FdMap) -> FdMap:
     """A standard descriptor that is only given away under another number stays as well."""
     sources = pairs.values()
-    kept = {fd: fd for fd in (0, 1, 2) if fd not in pairs and fd in sources}
+    kept = {fd: fd for fd in _STANDARD if fd not in pairs and fd in sources}
     return {**pairs, **kept}
 
 
-def _map_fds(fd_pipes: Mapping[int, int] | None, close_fds: bool) -> FdMap | None:
+def _map_fds(fd_pipes: Mapping[int, int] | None, close_fds: bool) -> Mapping[int, int] | None:
     if fd_pipes is None:
         return _standard_fds()
-    pairs = parse_map(fd_pipes)
-    return pairs if close_fds else _keep_standard(pairs)
+    if close_fds or (type(fd_pipes) is dict and fd_pipes.keys() >= _STANDARD):
+        return fd_pipes
+    return _keep_standard(parse_map(fd_pipes))
 
 
 def _name_of(binary: Any, opt_name: Any) -> Any:
@@ -259,15 +288,31 @@ def _name_of(binary: Any, opt_name: Any) -> Any:
     return binary if binary == sys.executable else os.path.basename(binary)
 
 
-def _to_strict(uid: Any, gid: Any, groups: Any, umask: Any, pre_exec: Any) -> dict[str, Any]:
-    """What the strict spawn() is given for portage's values."""
-    return {
-        "uid": int(uid) if uid else None,
-        "gid": int(gid) if gid else None,
-        "groups": list(groups) if groups else None,
-        "umask": None if umask is None else int(umask) & 0o777,
-        "pre_exec": None if pre_exec is None else report_status(pre_exec),
-    }
+def _to_strict(
+    fd_pipes: Any,
+    close_fds: Any,
+    cwd: Any,
+    ids: tuple[Any, Any, Any],
+    umask: Any,
+    pre_exec: Any,
+    unshare: tuple[Any, Any, Any, Any],
+    cgroup: Any,
+    isolated: Any,
+) -> tuple[Any, ...]:
+    """The engine's options, in its order, for portage's values."""
+    uid, gid, groups = ids
+    return (
+        _map_fds(fd_pipes, close_fds),
+        list(groups) if groups else None,
+        *(False, cwd, close_fds),  # the program is looked up here
+        int(uid) if uid else None,
+        int(gid) if gid else None,
+        None if umask is None else int(umask) & 0o777,
+        None if pre_exec is None else report_status(pre_exec),
+        *unshare,
+        cgroup or None,
+        *("best-effort" if isolated else "required", False, unshare[3]),
+    )
 
 
 def _warn_if_large(words: Any, env: Mapping[Any, Any]) -> None:
@@ -315,12 +360,12 @@ def _fd_of_stderr(fd_pipes: Any) -> int:
     return source if isinstance(source, int) else 2
 
 
-def _spawn_best_effort(command: Any, **keywords: Any) -> Any:
-    """``spawn`` with best effort; what is missing is a line on the command's stderr."""
-    fd = _fd_of_stderr(keywords["fd_pipes"])
+def _launch_isolated(given: tuple[Any, ...], *others: Any) -> Any:
+    """The start; what best effort leaves out is a line on the command's stderr."""
+    fd = _fd_of_stderr(given[0])
     token = listener.set(lambda notes: tell_isolation(notes, fd))
     try:
-        return _spawn(command, isolation="best-effort", **keywords)
+        return _launch(given, *others)
     finally:
         listener.reset(token)
 
@@ -406,29 +451,17 @@ def spawn(
     log = os.fspath(logfile) if logfile else None
     pids_only = bool(returnpid and not returnproc)
     isolated = unshare_net or unshare_ipc or unshare_mount or unshare_pid or cgroup
-    started: int | list[int] | _Process
+    started: Any
     try:
         if cwd is not None and not os.path.isabs(binary):
             binary = os.path.abspath(binary)  # as found, not as seen from there
-        start = _spawn_best_effort if isolated else _spawn
-        started = start(
-            [binary, *words[1:]],
-            env=env,
-            opt_name=_name_of(binary, opt_name),
-            fd_pipes=_map_fds(fd_pipes, close_fds),
-            returnpid=pids_only,
-            cwd=cwd,
-            logfile=log,
-            path_lookup=False,
-            close_fds=close_fds,
-            unshare_net=unshare_net,
-            unshare_ipc=unshare_ipc,
-            unshare_mount=unshare_mount,
-            unshare_pid=unshare_pid,
-            cgroup=cgroup or None,
-            returnproc=bool(returnproc),
-            **_to_strict(uid, gid, groups, umask, pre_exec),
+        ids, unshare = (uid, gid, groups), (unshare_net, unshare_ipc, unshare_mount, unshare_pid)
+        given = _to_strict(
+            fd_pipes, close_fds, cwd, ids, umask, pre_exec, unshare, cgroup, isolated
         )
+        command, name = [binary, *words[1:]], _name_of(binary, opt_name)
+        start = _launch_isolated if isolated else _launch
+        started = start(given, command, env, name, None, log, pids_only, bool(returnproc))
     except (SpawnError, TypeError, ValueError) as error:
         if isinstance(error, SpawnError) and error.stage is Stage.CLONE:
             raise
@@ -609,35 +642,12 @@ def _exec(
     """
     status = 1
     try:
-        words = [binary, *mycommand[1:]]
-        name, fds = _name_of(binary, opt_name), _map_fds(fd_pipes, close_fds)
-        strict = _to_strict(uid, gid, groups, umask, pre_exec)
+        words, name = [binary, *mycommand[1:]], _name_of(binary, opt_name)
+        ids, unshare = (uid, gid, groups), (unshare_net, unshare_ipc, unshare_mount, unshare_pid)
+        given = _to_strict(fd_pipes, close_fds, cwd, ids, umask, pre_exec, unshare, cgroup, True)
         if unshare_pid:  # for children only: this process stays, and ends as the command does
-            started = _spawn_best_effort(
-                words,
-                env=env,
-                opt_name=name,
-                fd_pipes=fds,
-                cwd=cwd,
-                path_lookup=False,
-                close_fds=close_fds,
-                unshare_net=unshare_net,
-                unshare_ipc=unshare_ipc,
-                unshare_mount=unshare_mount,
-                unshare_pid=True,
-                cgroup=cgroup or None,
-                **strict,
-            )
-            _end_like(started)
-        isolation = Isolation(
-            bool(unshare_net),
-            bool(unshare_ipc),
-            bool(unshare_mount),
-            cgroup=encode(cgroup, "cgroup") if cgroup else None,
-            best_effort=True,
-        )
-        options = make_options(False, cwd, fds, close_fds, isolation=isolation, **strict)
-        request = make_request(words, env, name, options)
+            _end_like(_launch_isolated(given, words, env, name, None, None, False, False))
+        request = make_request(words, env, name, find_options(given))
         _core.become(request, lambda notes: tell_isolation(notes, 2))
     except BaseException as error:
         text, status = describe(error, mycommand, env)

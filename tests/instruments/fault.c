@@ -68,6 +68,7 @@ enum set_flags {
     WAITS = 1 << 7,           /* the faults strike not the start, but what follows */
     SLEEPS = 1 << 8,          /* the command still runs then */
     LOGS = 1 << 9,            /* or opening a log */
+    LOGGED = 1 << 10,         /* or a whole call with a log, from opening it to closing it */
 };
 
 struct set {
@@ -90,6 +91,7 @@ struct set {
 /* Open are 10 to 14 (close-on-exec), 20 and 21 (inheritable); 3 is free. */
 static const struct sh_fdpair plain_map[] = {{0, 10}, {1, 11}, {2, 2}, {12, 12}};
 static const struct sh_fdpair swap_map[] = {{3, 12}, {10, 11}, {11, 10}, {13, 13}, {20, 10}};
+static const struct sh_fdpair usual_map[] = {{0, 0}, {1, 1}, {2, 2}};
 static const struct sh_fdpair standard_map[] = {{0, 0}, {1, 10}, {2, 2}};
 
 static const struct set sets[] = {
@@ -171,6 +173,24 @@ static const struct set sets[] = {
     {.name = "running, by clone", .flags = WAITS | SLEEPS, .mode = SH_START_CLONE},
     {.name = "log", .flags = LOGS},
     {.name = "log, standard closed", .flags = LOGS | CLOSED_STANDARD},
+    {.name = "logged", .request = SH_STANDARD_FDS, .flags = LOGGED, MAP(usual_map)},
+    {.name = "logged, standard closed",
+     .request = SH_STANDARD_FDS,
+     .flags = LOGGED | CLOSED_STANDARD,
+     MAP(usual_map)},
+    {.name = "logged, swap close", .request = SH_CLOSE_FDS, .flags = LOGGED, MAP(plain_map)},
+    {.name = "logged, refused ids",
+     .request = IDS,
+     .flags = LOGGED,
+     MAP(plain_map),
+     .cwd = "/nonexistent",
+     .stage = SH_STAGE_CHDIR,
+     .error = ENOENT},
+    {.name = "logged, by clone", .flags = LOGGED, MAP(plain_map), .mode = SH_START_CLONE},
+    {.name = "logged, by pipe",
+     .flags = LOGGED | OWN_MEMORY,
+     MAP(plain_map),
+     .mode = SH_START_PIPE},
     {.name = "ids", .request = IDS | SH_SET_GROUPS, .flags = ROOT},
     {.name = "groups", .request = SH_SET_GROUPS, .flags = ROOT},
     {.name = "ids, own memory",
@@ -623,13 +643,16 @@ static struct ran run_wait(void) {
 /* Whatever it opened before a failure, closing it leaves nothing. */
 static struct ran run_log(void) {
     static struct sh_log log;
+    static const struct sh_request request = {MAP(usual_map), .flags = SH_STANDARD_FDS};
     struct ran ran = {0};
     memset(&log, 0, sizeof log);
     reset();
     shared->armed = 1;
-    int error = sh_log_open(&log, "/dev/null", -1, 1);
+    int error = sh_log_open(&log, &request, "/dev/null", 1);
     shared->armed = 0;
-    int must_fail = shared->hits > 0 && fault_number != SYS_close;
+    /* Whether stdout is open can be asked in vain. */
+    int asks = fault_number == SYS_fcntl && fault.nth == 0;
+    int must_fail = shared->hits > 0 && fault_number != SYS_close && !(asks && !fault.sticky);
     if (error != (must_fail ? -fault.error : 0))
         complain("the log's answer is wrong", &ran);
     if (error == 0 && (log.file <= 2 || log.source <= 2 || log.pipe_end <= 2))
@@ -639,11 +662,58 @@ static struct ran run_log(void) {
     return ran;
 }
 
+/* As Python goes on when a signal came or the wait failed. */
+static void finish_logged(struct sh_process *process, struct sh_log *log) {
+    int done;
+    do
+        done = sh_wait_log(process, -1, log);
+    while (done == 0);
+    sh_log_close(log);
+}
+
+/* Every descriptor that it opened, and the child, whatever failed. */
+static struct ran run_logged(void) {
+    static struct sh_log log;
+    const struct sh_request *request = &wanted.request;
+    struct ran ran = {0};
+    struct sh_process process = {0};
+    reset();
+    memset(&log, 0, sizeof log);
+    shared->armed = 1;
+    int done = sh_run_logged(request, request->file, request->argv, request->argc, request->env,
+                             request->envc, NULL, &process, &log, "/dev/null");
+    shared->armed = 0;
+    ran.answer = done > 0 ? 0 : done;
+    ran.own_memory = touched == 0;
+    ran.result = process.result;
+    if (done != 0 && (log.file || log.source || log.pipe_end))
+        complain("the log was left open", &ran);
+    if (process.state == SH_RUNNING)
+        finish_logged(&process, &log);
+    ran.ended = process.state == SH_ENDED;
+    ran.status = process.status;
+    if (done > 0 ? !ran.ended || process.status != done - 1 : done == 0 && process.state == SH_NEW)
+        complain("the answer is wrong", &ran);
+    if (done < 0 && process.state == SH_NEW && log.opened && process.result.error == 0)
+        complain("the failure was not reported", &ran);
+    if (fault.error == EBADF || fault.error == EINVAL || fault_number == SYS_waitid)
+        for (int fd = STDERR_FILENO + 1; fd < 10; fd++)
+            close(fd); /* a pidfd believed to be somebody else's, and left alone */
+    while (waitpid(-1, NULL, __WALL) > 0)
+        ran.left++;
+    if (ran.left > 0 && fault_number != SYS_waitid)
+        complain("child left", &ran);
+    look(&ran.after);
+    return ran;
+}
+
 static struct ran run(void) {
     struct ran ran = {0};
     struct sh_process process = {0};
     if (set->flags & LOGS)
         return run_log();
+    if (set->flags & LOGGED)
+        return run_logged();
     if (set->flags & WAITS)
         return run_wait();
     reset();
@@ -701,10 +771,17 @@ static int is_failure(const struct ran *ran, int stage, int error) {
     return ran->answer == -error && ran->result.error == error && ran->result.stage == stage;
 }
 
+/* The command's status tells what it sees, and a log's pipe is another each time. */
+static int is_same_status(const struct ran *clean, const struct ran *ran) {
+    if (set->flags & LOGGED)
+        return WIFEXITED(clean->status) == WIFEXITED(ran->status);
+    return ran->status == clean->status;
+}
+
 static int is_same(const struct ran *clean, const struct ran *ran) {
     if (clean->answer != 0)
         return is_failure(ran, clean->result.stage, clean->result.error);
-    return ran->answer == 0 && ran->ended && ran->status == clean->status;
+    return ran->answer == 0 && ran->ended && is_same_status(clean, ran);
 }
 
 /* Whatever failed: it was reaped, exactly, unless waitid(2) itself said that
@@ -714,15 +791,16 @@ static void check_failed_wait(const struct ran *clean, const struct attributes *
     struct ran ran = run();
     cases++;
     check_attributes(before, &ran, ran.ended ? &nothing : &lost);
-    if (shared->hits == 0)
+    /* Whether the pipe's end or the command's is seen first makes another call of it. */
+    if (shared->hits == 0 && !(set->flags & LOGGED))
         complain("the fault did not happen", &ran);
-    if (ran.ended && ran.status != clean->status)
+    if (ran.ended && !is_same_status(clean, &ran))
         complain("the status is wrong", &ran);
 }
 
 static void check_failed_call(const struct ran *clean, const struct call *call,
                               const struct attributes *before) {
-    if (set->flags & (WAITS | LOGS)) {
+    if (set->flags & (WAITS | LOGS | LOGGED)) {
         check_failed_wait(clean, before);
         return;
     }
