@@ -1,7 +1,8 @@
 """The portage door against portage itself (PyPI): one process, alternating, medians.
 
 portage forks this process for each command, so its cost grows with it:
---ballast sets how much memory this process holds.
+--ballast sets how much memory this process holds. R0 is the least that a start
+and wait can cost in C (floor.c), so portage / R0 is what no library can exceed.
 """
 
 from __future__ import annotations
@@ -73,20 +74,27 @@ def call(spawn: Callable[..., Any], keywords: dict[str, Any]) -> int:
     return spent
 
 
-def compare(keywords: dict[str, Any], rounds: int, each: int) -> tuple[float, float]:
-    """Medians in nanoseconds: portage's, ours. Ours is called more often, it is faster."""
-    spent: dict[str, list[int]] = {"theirs": [], "ours": []}
-    for _ in range(3):
-        call(theirs.spawn, keywords)
-        call(ours.spawn, keywords)
+def compare(
+    keywords: dict[str, Any], reference: Callable[[], int], rounds: int, each: int
+) -> tuple[float, float, float]:
+    """Medians in nanoseconds: portage's, ours, R0. The two are called more often, they are fast."""
+    runners: dict[str, Callable[[], int]] = {
+        "theirs": lambda: call(theirs.spawn, keywords),
+        "ours": lambda: call(ours.spawn, keywords),
+        "R0": reference,
+    }
+    spent: dict[str, list[int]] = {name: [] for name in runners}
+    for run in runners.values():
+        for _ in range(3):
+            run()
     for _ in range(rounds):
-        turns = ["theirs", *["ours"] * each]
+        turns = ["theirs", *["ours", "R0"] * each]
         random.shuffle(turns)
         for turn in turns:
-            module: Any = theirs if turn == "theirs" else ours
-            call(module.spawn, keywords)  # as in spawn.py: the second of two calls is timed
-            spent[turn].append(call(module.spawn, keywords))
-    return statistics.median(spent["theirs"]), statistics.median(spent["ours"])
+            runners[turn]()  # as in spawn.py: the second of two calls is timed
+            spent[turn].append(runners[turn]())
+    slow, fast, floor = (statistics.median(found) for found in spent.values())
+    return slow, fast, floor
 
 
 def main() -> None:
@@ -106,13 +114,22 @@ def main() -> None:
         static = common.build_target(directory)
         ballast = fill(options.ballast * 1_000_000)
         print(f"{resident() / 1e6:.0f} MB resident ({len(ballast) / 1e6:.0f} MB of them ballast)")
-        print(f"{'':28} {'portage':>10} {'ours':>10} {'ratio':>8} {'wanted':>8}")
+        print(
+            f"{'':28} {'portage':>10} {'ours':>10} {'R0':>10} {'ratio':>8} {'wanted':>8}"
+            f" {'portage/R0':>11} {'ours/R0':>8}"
+        )
+        reference = common.Floor(directory)
         for name, (wanted, keywords) in scenarios(static, directory / "log", null.fileno()).items():
-            slow, fast = compare(keywords, options.rounds, options.each)
+            least = reference.prepare(keywords["mycommand"], dict(os.environ))
+            slow, fast, floor = compare(keywords, least, options.rounds, options.each)
             ratio = slow / fast
             goal = f"≥ {wanted:g}" if wanted else ""
-            print(f"{name:28} {slow / 1e3:8.0f}µs {fast / 1e3:8.0f}µs {ratio:8.1f} {goal:>8}")
-            record["figures"][name] = {"portage_ns": slow, "ours_ns": fast, "ratio": ratio}
+            print(
+                f"{name:28} {slow / 1e3:8.0f}µs {fast / 1e3:8.0f}µs {floor / 1e3:8.0f}µs"
+                f" {ratio:8.1f} {goal:>8} {slow / floor:11.1f} {fast / floor:8.2f}"
+            )
+            figure = {"portage_ns": slow, "ours_ns": fast, "r0_ns": floor, "ratio": ratio}
+            record["figures"][name] = figure
     if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
