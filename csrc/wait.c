@@ -201,6 +201,8 @@ static void try_reap(struct sh_process *process) {
     } else if (error == 0 && info.si_pid != 0) {
         record(process, &info, &usage);
         process->zombie = (flags & WNOWAIT) != 0;
+        if (process->state == SH_ENDED && process->users == 0)
+            process->pidfd_id = 0; /* it has just been ours, and clean_up() closes it at once */
     }
 }
 

@@ -441,15 +441,10 @@ def pidfd(handle: Handle) -> int:
     return fd
 
 
-def hold(handle: Handle) -> int:
-    """Keep the pidfd open whoever reaps, until ``release``: the pidfd, or -1 for nothing held."""
-    fd: int = lib.sh_hold(handle)
-    return fd
-
-
-def release(handle: Handle) -> None:
-    """End what ``hold`` began."""
-    lib.sh_release_hold(handle)
+# Keep the pidfd open whoever reaps, until release: the pidfd, or -1 for nothing held. No
+# frames around these two: they are called for thousands at a time.
+hold: Callable[[Handle], int] = lib.sh_hold
+release: Callable[[Handle], None] = lib.sh_release_hold
 
 
 def copy_pidfd(handle: Handle) -> int:

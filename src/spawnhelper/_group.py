@@ -37,8 +37,6 @@ class Completed:
 
     def _watch(self, process: Process) -> None:
         handle = process._handle
-        if _core.is_running(handle) and not _core.is_ours(handle):
-            _core.reap(handle)  # raises: not mine
         # Held, because another thread that reaps would close the pidfd, and epoll forget it.
         fd = _core.hold(handle)
         if fd >= 0:
@@ -46,6 +44,7 @@ class Completed:
             # Once: a forked child may hold the same file open, and keep it in the epoll.
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
         elif _core.is_running(handle):
+            _core.check_owner(handle)
             self._others.append(process)
         else:
             self._ended.append(process)
