@@ -46,12 +46,15 @@ void sh_log_close(struct sh_log *log) {
     close_one(&log->file);
 }
 
-/* Where the original stdout is; -1: it is closed. */
+/* Where the original stdout is; -1: it is closed, or private to us. */
 static int find_stdout(const struct sh_request *request) {
     for (uint32_t i = 0; i < request->nfds; i++) {
+        if (request->fds[i].target != STDOUT_FILENO)
+            continue;
         int source = request->fds[i].source;
-        if (request->fds[i].target == STDOUT_FILENO && SYS(fcntl, source, F_GETFD) >= 0)
-            return source;
+        long flags = SYS(fcntl, source, F_GETFD);
+        int is_private = flags & FD_CLOEXEC && request->flags & SH_STANDARD_FDS;
+        return flags < 0 || is_private ? -1 : source;
     }
     return -1;
 }

@@ -153,6 +153,23 @@ def test_cgroup_that_is_none(stderr):
     assert "CGROUP" in line
 
 
+class Index:
+    """An integer of somebody's own, as a key too."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+@pytest.mark.parametrize("fds", [lambda fd: {2: Index(fd)}, lambda fd: {Index(2): fd}])
+def test_the_note_finds_any_integer(stderr, fds):
+    fd, written = stderr
+    assert spawn(["/bin/true"], fd_pipes=fds(fd), close_fds=True, cgroup="/nonexistent") == 0
+    assert "CGROUP" in written()
+
+
 def test_failures_with_isolation_are_status_1(stderr):
     fd, written = stderr
     keywords = {"unshare_pid": True, "unshare_net": True, "fd_pipes": {2: fd}}

@@ -14,7 +14,7 @@ import pytest
 
 import spawnhelper
 from conftest import AVOIDED
-from spawnhelper import LogWarning, process
+from spawnhelper import LogWarning, _core, process
 
 pytestmark = pytest.mark.core
 
@@ -206,6 +206,71 @@ def test_closed_stdout(door, form, tmp_path):
     )
     assert (done.returncode, done.stderr) == (3, "")
     assert log.read_text() == "out\nerr\n"
+
+
+PRIVATE = """
+import os, sys
+from test_log_trouble import finish
+os.set_inheritable(0, False)
+os.close(1)
+assert os.open(sys.argv[2], os.O_RDWR) == 1  # close-on-exec, as all that Python opens
+script = "echo out; readlink /proc/self/fd/0 /proc/self/fd/1"
+finish("strict", sys.argv[1], script, logfile=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("form", ["wait", "proc", "pid"])
+def test_a_private_stdout_is_none(form, tmp_path):
+    """Of the two standard streams that are close-on-exec, none is given to the command."""
+    database, log = tmp_path / "database", tmp_path / "log"
+    database.write_text("data")
+    subprocess.run(
+        [sys.executable, "-c", PRIVATE, form, database, log],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])},
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
+    assert database.read_text() == "data"
+    out, *links = log.read_text().splitlines()
+    assert out == "out"
+    assert len(links) == 1
+    assert links[0].startswith("pipe:")
+
+
+@pytest.mark.parametrize("first", ["full", "null"])
+def test_trouble_is_of_the_call_that_had_it(first, monkeypatch):
+    """A handler's logged call between the end of another and its answer."""
+    logs = {"full": "/dev/full", "null": "/dev/null"}
+    second = "null" if first == "full" else "full"
+    null = os.open(os.devnull, os.O_RDWR)
+    keywords = {"fd_pipes": {1: null, 2: null}}
+    real = _core.give_back_log
+
+    def struck(log):
+        monkeypatch.setattr(_core, "give_back_log", real)
+        real(log)
+        with warnings.catch_warnings(record=True) as inner:
+            warnings.simplefilter("always")
+            spawnhelper.spawn(["echo", "x"], logfile=logs[second], **keywords)
+        told.append(len(inner))
+
+    told = []
+    monkeypatch.setattr(_core, "give_back_log", struck)
+    with warnings.catch_warnings(record=True) as outer:
+        warnings.simplefilter("always")
+        spawnhelper.spawn(["echo", "x"], logfile=logs[first], **keywords)
+    os.close(null)
+    assert (len(outer), *told) == ((1, 0) if first == "full" else (0, 1))
+
+
+def test_trouble_of_an_interrupted_call_is_said():
+    null = os.open(os.devnull, os.O_RDWR)
+    # More than a pipe holds: when it is through, some has been copied.
+    script = f"head -c 200000 /dev/zero; kill -INT {os.getpid()}; sleep 60"
+    command = ["/bin/sh", "-c", script]
+    with pytest.warns(LogWarning), pytest.raises(KeyboardInterrupt):
+        spawnhelper.spawn(command, fd_pipes={1: null, 2: null}, logfile="/dev/full")
+    os.close(null)
 
 
 @pytest.mark.parametrize("door", DOORS)

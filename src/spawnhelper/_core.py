@@ -312,10 +312,8 @@ def _finish_interrupted(
     return returncode(handle)
 
 
-def run_logged(
-    packed: Packed, options: Options, entered: Any, name: bytes
-) -> tuple[int, tuple[int, int]]:
-    """The same, copying the output to the log: the returncode, and errnos of the log and stdout.
+def run_logged(packed: Packed, options: Options, entered: Any, log: Log, name: bytes) -> int:
+    """The same, copying the output; the log is opened by it, and closed unless it raises.
 
     Raises:
         OSError: the log cannot be opened for appending, or the wait failed.
@@ -326,7 +324,7 @@ def run_logged(
     c = options.c or _make_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
-    handle, log = borrow_handle(), _borrow_log()
+    handle = borrow_handle()
     try:
         while True:
             done: int = _run_logged(c[0], file_c, argv, argc, env, envc, set_c, handle, log, name)
@@ -342,14 +340,10 @@ def run_logged(
             if done != -errno.EINTR:  # Python has run signal handlers
                 raise _log_failure(log, name)
     except BaseException:
-        try:
-            end(handle)
-        finally:
-            close_log(log)
+        end(handle)
         raise
     give_back(handle)
-    _spare_logs.append(log)
-    return status, (log.file_error, log.out_error)
+    return status
 
 
 def wait(handle: Handle, timeout: float | None, log: Log | None = None) -> bool:
@@ -575,11 +569,17 @@ def new_log() -> Log:
 _spare_logs: deque[Log] = deque(maxlen=4)
 
 
-def _borrow_log() -> Log:
+def borrow_log() -> Log:
+    """A log with nothing open, that nobody else sees."""
     try:
         return _spare_logs.pop()
     except IndexError:
         return new_log()
+
+
+def give_back_log(log: Log) -> None:
+    """The borrowed log is closed, and the caller never looks at it again."""
+    _spare_logs.append(log)
 
 
 def _log_failure(log: Log, name: bytes) -> BaseException:

@@ -21,8 +21,8 @@ def _check(logfile: Argument, options: Options) -> bytes:
     return encode(logfile, "logfile")
 
 
-def _warn(file_error: int, out_error: int, stacklevel: int) -> None:
-    for name, error in (("the log", file_error), ("stdout", out_error)):
+def _warn(log: _core.Log, stacklevel: int) -> None:
+    for name, error in (("the log", log.file_error), ("stdout", log.out_error)):
         if error:
             message = f"output could not be copied to {name}: {os.strerror(error)}"
             warnings.warn(message, LogWarning, stacklevel=stacklevel + 1)
@@ -35,9 +35,17 @@ def run_logged(packed: Packed, options: Options, entered: Any, logfile: Argument
         OSError: the log cannot be opened for appending.
         ValueError: the fd map lacks 1 or 2, or the name contains NUL.
     """
-    status, errors = _core.run_logged(packed, options, entered, _check(logfile, options))
-    if any(errors):
-        _warn(*errors, stacklevel=4)
+    name = _check(logfile, options)
+    log = _core.borrow_log()
+    try:
+        status = _core.run_logged(packed, options, entered, log, name)
+    except BaseException:
+        _core.close_log(log)
+        _warn(log, stacklevel=4)
+        raise
+    if log.file_error or log.out_error:
+        _warn(log, stacklevel=4)
+    _core.give_back_log(log)
     return status
 
 
@@ -78,4 +86,4 @@ class LogPipe:
         """Close what is left, and say what could not be copied."""
         log = self.log
         _core.close_log(log)
-        _warn(log.file_error, log.out_error, stacklevel=5)
+        _warn(log, stacklevel=5)

@@ -229,7 +229,8 @@ def _find(name: Any, path_lookup: bool, unseen: bool) -> Any:
 def _are_usual() -> bool:
     """Whether the streams are those that were 0, 1 and 2, which are open and inheritable.
 
-    A stream has its number for life, and for a closed one our own fd counts.
+    A stream has its number for life (unless ``__init__`` is called again), and for a
+    closed one our own fd counts.
     """
     streams = sys.__stdin__, sys.__stdout__, sys.__stderr__
     try:
@@ -362,10 +363,11 @@ def _fd_of_stderr(fd_pipes: Any) -> int:
 
 def _launch_isolated(given: tuple[Any, ...], *others: Any) -> Any:
     """The start; what best effort leaves out is a line on the command's stderr."""
-    fd = _fd_of_stderr(given[0])
+    fds = None if given[0] is None else parse_map(given[0])
+    fd = _fd_of_stderr(fds)
     token = listener.set(lambda notes: tell_isolation(notes, fd))
     try:
-        return _launch(given, *others)
+        return _launch((fds, *given[1:]), *others)
     finally:
         listener.reset(token)
 
