@@ -64,6 +64,32 @@ def test_as_completed_in_the_order_of_ends():
         next(waiter)
 
 
+def test_what_has_ended_comes_first_under_any_limit():
+    """poll(2) takes no more descriptors than RLIMIT_NOFILE, whatever is open."""
+    low = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    processes = [spawn(SLEEP, returnproc=True) for _ in range(2 * low[-1])]
+    for fd in low:
+        os.close(fd)
+    half = len(processes) // 2
+    for process in processes[half:]:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    waiter = as_completed(processes)
+    assert {next(waiter) for _ in range(5)} <= set(processes[half:])
+    del waiter
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low[-1] + 1, hard))  # room for the epoll
+    try:
+        waiter = as_completed(processes * 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    ended = {next(waiter) for _ in range(half)}
+    assert len(ended & set(processes[:half])) == 0
+    for process in processes[:half]:
+        process.kill()
+    assert ended | set(waiter) == set(processes)
+
+
 def test_as_completed_given_up():
     with spawn(SLEEP, returnproc=True) as process:
         before = open_fds()

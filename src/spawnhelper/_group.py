@@ -32,22 +32,42 @@ class Completed:
         self._others: list[Process] = []  # no pidfd
         self._epoll = select.epoll()
         for process in dict.fromkeys(processes):
-            self._watch(process)
+            self._take_up(process)
+        self._look()
+        for fd in self._watched:
+            # Once: a forked child may hold the same file open, and keep it in the epoll.
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
         self._ended.reverse()
 
-    def _watch(self, process: Process) -> None:
+    def _take_up(self, process: Process) -> None:
         handle = process._handle
         # Held, because another thread that reaps would close the pidfd, and epoll forget it.
         fd = _core.hold(handle)
         if fd >= 0:
             self._watched[fd] = process
-            # Once: a forked child may hold the same file open, and keep it in the epoll.
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
         elif _core.is_running(handle):
             _core.check_owner(handle)
             self._others.append(process)
         else:
             self._ended.append(process)
+
+    def _look(self) -> None:
+        """Find what has ended already: one poll costs less than a place in the epoll for each."""
+        poll = select.poll()
+        for fd in self._watched:
+            poll.register(fd, select.POLLIN)
+        try:
+            ready = poll.poll(0)
+        except OSError:  # EINVAL: more than RLIMIT_NOFILE, which was lowered
+            return
+        self._note_ended(ready)
+
+    def _note_ended(self, ready: list[tuple[int, int]]) -> None:
+        for fd, _ in ready:
+            process = self._watched.pop(fd, None)
+            if process is not None:
+                self._ended.append(process)
+                _core.release(process._handle)
 
     def __len__(self) -> int:
         """How many are still to come."""
@@ -63,11 +83,7 @@ class Completed:
         for one in self._watched.values():
             _core.check_owner(one._handle)
             break
-        for fd, _ in self._epoll.poll(seconds, _BATCH):
-            process = self._watched.pop(fd, None)
-            if process is not None:
-                self._ended.append(process)
-                _core.release(process._handle)
+        self._note_ended(self._epoll.poll(seconds, _BATCH))
         others, self._others = self._others, []
         for process in others:
             (self._ended if _core.reap(process._handle) else self._others).append(process)
