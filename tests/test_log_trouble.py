@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections import deque
 
 import pytest
 
@@ -244,18 +245,19 @@ def test_trouble_is_of_the_call_that_had_it(first, monkeypatch):
     second = "null" if first == "full" else "full"
     null = os.open(os.devnull, os.O_RDWR)
     keywords = {"fd_pipes": {1: null, 2: null}}
-    real = _core.give_back_log
-
-    def struck(log):
-        monkeypatch.setattr(_core, "give_back_log", real)
-        real(log)
-        with warnings.catch_warnings(record=True) as inner:
-            warnings.simplefilter("always")
-            spawnhelper.spawn(["echo", "x"], logfile=logs[second], **keywords)
-        told.append(len(inner))
-
     told = []
-    monkeypatch.setattr(_core, "give_back_log", struck)
+
+    class Struck(deque):
+        def append(self, log):
+            super().append(log)
+            if not told:
+                told.append(0)
+                with warnings.catch_warnings(record=True) as inner:
+                    warnings.simplefilter("always")
+                    spawnhelper.spawn(["echo", "x"], logfile=logs[second], **keywords)
+                told[0] = len(inner)
+
+    monkeypatch.setattr(_core, "_spare_logs", Struck())
     with warnings.catch_warnings(record=True) as outer:
         warnings.simplefilter("always")
         spawnhelper.spawn(["echo", "x"], logfile=logs[first], **keywords)

@@ -95,6 +95,10 @@ def new_handle() -> Handle:
 _spare: deque[Handle] = deque(maxlen=16)
 
 
+# Logs of such calls; most of one is its buffer, which costs more to make than to fill.
+_spare_logs: deque[Log] = deque(maxlen=4)
+
+
 def borrow_handle() -> Handle:
     """A handle without a child, that nobody else sees; a start makes a used one new."""
     try:
@@ -312,8 +316,10 @@ def _finish_interrupted(
     return returncode(handle)
 
 
-def run_logged(packed: Packed, options: Options, entered: Any, log: Log, name: bytes) -> int:
-    """The same, copying the output; the log is opened by it, and closed unless it raises.
+def run_logged(
+    packed: Packed, options: Options, entered: Any, name: bytes, tell: Callable[[Log], None]
+) -> int:
+    """The same, copying the output to a log; ``tell`` is called if some could not be copied.
 
     Raises:
         OSError: the log cannot be opened for appending, or the wait failed.
@@ -324,25 +330,38 @@ def run_logged(packed: Packed, options: Options, entered: Any, log: Log, name: b
     c = options.c or _make_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
-    handle = borrow_handle()
     try:
-        while True:
-            done: int = _run_logged(c[0], file_c, argv, argc, env, envc, set_c, handle, log, name)
-            if done > 0:
-                number = (done - 1) & 0x7F
-                status = -number if number else (done - 1) >> 8
-                break
-            if log.opened:
-                request = Request(*packed, options, entered)
-                status = _finish_interrupted(request, handle, -done, log)
-                close_log(log)
-                break
-            if done != -errno.EINTR:  # Python has run signal handlers
-                raise _log_failure(log, name)
+        handle = _spare.pop()
+    except IndexError:
+        handle = new_handle()
+    try:
+        log = _spare_logs.pop()
+    except IndexError:
+        log = new_log()
+    given = (c[0], file_c, argv, argc, env, envc, set_c, handle, log, name)
+    try:
+        while (done := _run_logged(*given)) == -errno.EINTR and not log.opened:
+            pass  # Python runs signal handlers here
+        if done > 0:
+            number = (done - 1) & 0x7F
+            status: int = -number if number else (done - 1) >> 8
+        elif log.opened:
+            request = Request(*packed, options, entered)
+            status = _finish_interrupted(request, handle, -done, log)
+            close_log(log)
+        else:
+            raise _log_failure(log, name)
     except BaseException:
-        end(handle)
+        try:
+            end(handle)
+        finally:
+            close_log(log)
+            tell(log)
         raise
-    give_back(handle)
+    if log.file_error or log.out_error:
+        tell(log)
+    _spare.append(handle)
+    _spare_logs.append(log)
     return status
 
 
@@ -563,23 +582,6 @@ _allocate_log = ffi.new_allocator(
 def new_log() -> Log:
     """A log with nothing open. It closes its descriptors when it goes away."""
     return _allocate_log(_LOG)
-
-
-# Most of a log is its buffer, which costs more to make than to fill.
-_spare_logs: deque[Log] = deque(maxlen=4)
-
-
-def borrow_log() -> Log:
-    """A log with nothing open, that nobody else sees."""
-    try:
-        return _spare_logs.pop()
-    except IndexError:
-        return new_log()
-
-
-def give_back_log(log: Log) -> None:
-    """The borrowed log is closed, and the caller never looks at it again."""
-    _spare_logs.append(log)
 
 
 def _log_failure(log: Log, name: bytes) -> BaseException:

@@ -35,18 +35,11 @@ def run_logged(packed: Packed, options: Options, entered: Any, logfile: Argument
         OSError: the log cannot be opened for appending.
         ValueError: the fd map lacks 1 or 2, or the name contains NUL.
     """
-    name = _check(logfile, options)
-    log = _core.borrow_log()
-    try:
-        status = _core.run_logged(packed, options, entered, log, name)
-    except BaseException:
-        _core.close_log(log)
-        _warn(log, stacklevel=4)
-        raise
-    if log.file_error or log.out_error:
-        _warn(log, stacklevel=4)
-    _core.give_back_log(log)
-    return status
+    return _core.run_logged(packed, options, entered, _check(logfile, options), _warn_caller)
+
+
+def _warn_caller(log: _core.Log) -> None:
+    _warn(log, stacklevel=6)  # us, two run_logged(), launch(), spawn()
 
 
 class LogPipe:
