@@ -265,6 +265,23 @@ def test_trouble_is_of_the_call_that_had_it(first, monkeypatch):
     assert (len(outer), *told) == ((1, 0) if first == "full" else (0, 1))
 
 
+def where(call, category):
+    with pytest.warns(category) as caught:
+        call()
+    return [warning.filename for warning in caught]
+
+
+@pytest.mark.parametrize("spawn", DOORS.values(), ids=DOORS)
+def test_the_warning_points_at_the_caller(spawn):
+    null = os.open(os.devnull, os.O_RDWR)
+    keywords = {"fd_pipes": {1: null, 2: null}, "logfile": "/dev/full"}
+    echo = ["/bin/echo", "x"]
+    assert where(lambda: spawn(echo, **keywords), LogWarning) == [__file__]
+    slow = where(lambda: spawn(echo, pre_exec=lambda: None, **keywords), LogWarning)
+    assert slow == [__file__]
+    os.close(null)
+
+
 def test_trouble_of_an_interrupted_call_is_said():
     null = os.open(os.devnull, os.O_RDWR)
     # More than a pipe holds: when it is through, some has been copied.
