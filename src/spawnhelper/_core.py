@@ -107,6 +107,13 @@ def borrow_handle() -> Handle:
         return new_handle()
 
 
+def _borrow_log() -> Log:
+    try:
+        return _spare_logs.pop()
+    except IndexError:
+        return new_log()
+
+
 def give_back(handle: Handle) -> None:
     """The borrowed handle's child is reaped, and the caller never looks at it again."""
     _spare.append(handle)
@@ -330,14 +337,7 @@ def run_logged(
     c = options.c or _make_c(options)
     file_c = _NULL if file is None else file
     set_c = _NULL if entered is None else entered
-    try:
-        handle = _spare.pop()
-    except IndexError:
-        handle = new_handle()
-    try:
-        log = _spare_logs.pop()
-    except IndexError:
-        log = new_log()
+    handle, log = borrow_handle(), _borrow_log()
     given = (c[0], file_c, argv, argc, env, envc, set_c, handle, log, name)
     try:
         while (done := _run_logged(*given)) == -errno.EINTR and not log.opened:
@@ -360,7 +360,7 @@ def run_logged(
         raise
     if log.file_error or log.out_error:
         tell(log)
-    _spare.append(handle)
+    give_back(handle)
     _spare_logs.append(log)
     return status
 
